@@ -1,0 +1,195 @@
+"""From problems to batches: tokenize once, plan the batches from a seed, feed them by grain.
+
+A row is `<bos> prompt <fork> completion <eos>`; the id at the fork is a placeholder until a
+strategy tag is assigned to the row. All traces of a problem travel in the same batch, so that
+they can be matched to tags as a set. Rows are padded to a few bucket lengths.
+
+The plan (which problems form batch i) is a pure function of the examples and the seed, so that
+batches are the same for any number of workers and a position is one integer.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import grain
+import jax
+import numpy as np
+
+from reasoning.data.tasks.base import Task, stream
+from reasoning.data.tokenizers import Tokenizer
+
+
+@flax.struct.dataclass
+class TraceBatch:
+    """N rows, each one trace of one problem; host arrays until a jitted function takes them.
+
+    Attributes:
+      tokens: `[N, T]` int32; the id at `fork` is a placeholder for the strategy tag.
+      lengths: `[N]` int32 tokens in the row including <eos>; 0 for a row of padding.
+      fork: `[N]` int32 position of the strategy tag.
+      problem: `[N]` int32 which problem of the batch the row belongs to, in 0..N-1.
+      slot: `[N]` int32 which of its problem's traces the row is, in 0..M-1.
+      problem_seed: `[N]` uint32 a number of the problem's own, for draws per problem.
+    """
+
+    tokens: Any
+    lengths: Any
+    fork: Any
+    problem: Any
+    slot: Any
+    problem_seed: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One problem as ids: `prompt` ends at the fork, each trace runs from after it to <eos>."""
+
+    prompt: tuple[int, ...]
+    traces: tuple[tuple[int, ...], ...]
+
+    @property
+    def longest(self) -> int:
+        """Length of its longest row."""
+        return len(self.prompt) + 1 + max(map(len, self.traces))
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """`<bos> prompt`, up to the fork."""
+    return [tokenizer.bos_id, *tokenizer.encode(text)]
+
+
+def _example(tokenizer: Tokenizer, prompt: str, completions: Sequence[str]) -> Example:
+    traces = tuple((*tokenizer.encode(text), tokenizer.eos_id) for text in completions)
+    return Example(tuple(prompt_ids(tokenizer, prompt)), traces)
+
+
+def strategy_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -> list[Example]:
+    """Training problems with the distinct traces of the strategies that solve them.
+
+    Which strategy wrote a trace is not kept, and the order of a problem's traces is shuffled:
+    matching has to discover what belongs together.
+
+    Returns:
+      `count` problems of the train split that at least one strategy solves.
+    """
+    examples = []
+    problems = stream(task, "train", seed)
+    while len(examples) < count:
+        problem = next(problems)
+        traces = (task.trace(problem, strategy) for strategy in task.strategies)
+        completions = sorted({trace.completion for trace in traces if trace is not None})
+        random.Random(f"order/{seed}/{len(examples)}").shuffle(completions)
+        if completions:
+            examples.append(_example(tokenizer, task.prompt(problem), completions))
+    return examples
+
+
+def practice_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -> list[Example]:
+    """Training problems with one trace each that follows no strategy: the task's own moves."""
+    examples = []
+    problems = stream(task, "train", seed)
+    rng = random.Random(f"practice/{seed}")
+    while len(examples) < count:
+        problem = next(problems)
+        trace = task.practice(problem, rng)
+        if trace is not None:
+            examples.append(_example(tokenizer, task.prompt(problem), [trace.completion]))
+    return examples
+
+
+def plan_batches(
+    examples: Sequence[Example], *, rows: int, buckets: Sequence[int], num_batches: int, seed: int
+) -> list[tuple[int, list[int]]]:
+    """Which examples form each batch: (bucket length, example indices), epoch after epoch.
+
+    Examples are drawn in a new random order every epoch and wait in the smallest bucket that
+    holds their longest row; a batch is full when the next example's rows would not fit.
+
+    Raises:
+      ValueError: an example fits no bucket, or has more traces than a batch has rows.
+    """
+    buckets = sorted(buckets)
+    longest = max(example.longest for example in examples)
+    widest = max(len(example.traces) for example in examples)
+    if longest > buckets[-1]:
+        raise ValueError(f"buckets={buckets}: the longest row has {longest} tokens; add a bucket.")
+    if widest > rows:
+        raise ValueError(f"rows={rows}: one problem alone has {widest} traces; raise it.")
+    rng = np.random.default_rng(seed)
+    waiting: dict[int, tuple[int, list[int]]] = {length: (0, []) for length in buckets}
+    plan: list[tuple[int, list[int]]] = []
+    while True:
+        for index in rng.permutation(len(examples)):
+            example = examples[index]
+            bucket = next(length for length in buckets if length >= example.longest)
+            used, members = waiting[bucket]
+            if used + len(example.traces) > rows:
+                plan.append((bucket, members))
+                if len(plan) == num_batches:
+                    return plan
+                used, members = 0, []
+            waiting[bucket] = (used + len(example.traces), [*members, int(index)])
+
+
+def collate(
+    examples: Sequence[Example], bucket: int, members: Sequence[int], rows: int, pad_id: int
+) -> TraceBatch:
+    """Pad the members' rows to `[rows, bucket]`; rows left over have length 0."""
+    tokens = np.full((rows, bucket), pad_id, np.int32)
+    batch = TraceBatch(
+        tokens, *(np.zeros(rows, np.int32) for _ in range(4)), np.zeros(rows, np.uint32)
+    )
+    row = 0
+    for problem, index in enumerate(members):
+        example = examples[index]
+        for slot, trace in enumerate(example.traces):
+            ids = (*example.prompt, pad_id, *trace)
+            tokens[row, : len(ids)] = ids
+            batch.lengths[row] = len(ids)
+            batch.fork[row] = len(example.prompt)
+            batch.problem[row] = problem
+            batch.slot[row] = slot
+            batch.problem_seed[row] = index
+            row += 1
+    return batch
+
+
+def trace_batches(
+    examples: Sequence[Example],
+    *,
+    rows: int,
+    buckets: Sequence[int],
+    num_batches: int,
+    pad_id: int,
+    seed: int,
+    num_workers: int = 0,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> grain.DatasetIterator:
+    """An iterator over `num_batches` batches, resumable by `get_state` and `set_state`.
+
+    Args:
+      rows: rows of the global batch; host `host` of `num_hosts` gets its equal share of them.
+      num_workers: processes that collate ahead; 0 collates in this process.
+
+    Raises:
+      ValueError: the rows cannot be shared equally, or an example does not fit.
+    """
+    if rows % num_hosts:
+        raise ValueError(f"rows={rows}: must be a multiple of num_hosts={num_hosts}.")
+    plan = plan_batches(examples, rows=rows, buckets=buckets, num_batches=num_batches, seed=seed)
+    share = slice(host * rows // num_hosts, (host + 1) * rows // num_hosts)
+
+    def build(entry: tuple[int, list[int]]) -> TraceBatch:
+        batch = collate(examples, *entry, rows, pad_id)
+        return jax.tree.map(lambda array: array[share], batch)
+
+    dataset = grain.MapDataset.source(plan).map(build).to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+    )
+    if num_workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return iter(dataset)

@@ -1,0 +1,129 @@
+"""What a procedural task is: problems, one trace per named strategy, and an exact verifier.
+
+A task's text is made of words joined by single spaces, so that the word-level tokenizer
+(`reasoning.data.tokenizers`) reads one id per word:
+
+    prompt      "3 5 7 make 36 :"
+    completion  "7 * 5 = 35 , 35 + 3 = 38 high , ... answer 7 * 5 = 35 , ..."
+
+A `Trace` is what one strategy writes; `completion` joins its steps and its answer, and
+`parse_completion` takes a sampled text apart again.
+"""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+ANSWER = "answer"  # the word that ends the trace and opens the final answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One strategy's way to a correct answer: the steps written, and the final answer."""
+
+    steps: str
+    answer: str
+
+    @property
+    def completion(self) -> str:
+        """The text the policy is trained to write after the strategy tag."""
+        return " ".join(part for part in (self.steps, ANSWER, self.answer) if part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and why not: `correct`, `no_answer`, `malformed`, ..."""
+
+    correct: bool
+    reason: str
+
+
+class Task(Protocol):
+    """The interface of every task; a problem is any hashable value the task understands."""
+
+    name: str
+    strategies: tuple[str, ...]
+    words: tuple[str, ...]  # every word of its texts that is not a number
+    max_number: int  # the largest number that its texts contain
+
+    def sample(self, seed: int, index: int) -> Any:
+        """The problem at a position of the endless stream of `seed`."""
+        ...
+
+    def key(self, problem: Any) -> str:
+        """One string per instance: equal for problems that differ only in presentation."""
+        ...
+
+    def prompt(self, problem: Any) -> str:
+        """The text that the policy reads."""
+        ...
+
+    def trace(self, problem: Any, strategy: str) -> Trace | None:
+        """What `strategy` writes, or None if it finds no answer within its budget."""
+        ...
+
+    def practice(self, problem: Any, rng: random.Random) -> Trace | None:
+        """A correct trace in the task's format that follows no strategy (pre-training)."""
+        ...
+
+    def verify(self, problem: Any, answer: str | None) -> Verdict:
+        """Exact judgement of a final answer (None: the completion gave none)."""
+        ...
+
+    def check_trace(self, problem: Any, strategy: str | None, steps: str) -> float:
+        """Share of valid steps in [0, 1]; with a strategy, a step must also be its step."""
+        ...
+
+    def recognise(self, problem: Any, steps: str) -> str | None:
+        """The strategy that the steps follow, or None where no single one explains them."""
+        ...
+
+
+def parse_completion(text: str) -> tuple[str, str | None]:
+    """Split a completion into (steps, answer) at its last ANSWER word; no such word: None."""
+    words = text.split()
+    if ANSWER not in words:
+        return " ".join(words), None
+    cut = len(words) - 1 - words[::-1].index(ANSWER)
+    return " ".join(words[:cut]), " ".join(words[cut + 1 :])
+
+
+def split_of(key: str) -> Split:
+    """The split an instance belongs to, by hash: 70% train, 10% validation, 20% test."""
+    bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10
+    return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+def stream(task: Task, split: Split, seed: int) -> Iterator[Any]:
+    """The endless stream of a split's problems, in the order of their index."""
+    index = 0
+    while True:
+        problem = task.sample(seed, index)
+        if split_of(task.key(problem)) == split:
+            yield problem
+        index += 1
+
+
+def distinct_problems(task: Task, split: Split, seed: int, count: int) -> list[Any]:
+    """The first `count` problems of a split with all keys different.
+
+    Raises:
+      ValueError: the split seems to hold fewer than `count` different instances.
+    """
+    found: dict[str, Any] = {}
+    misses = 0
+    for problem in stream(task, split, seed):
+        misses = misses + 1 if task.key(problem) in found else 0
+        found.setdefault(task.key(problem), problem)
+        if len(found) == count:
+            return list(found.values())
+        if misses > 1000 + 20 * len(found):
+            raise ValueError(
+                f"count={count}: the {split} split of {task.name} holds only about {len(found)} "
+                "different problems; ask for fewer or make the task larger."
+            )
+    raise AssertionError("the stream of problems is endless")

@@ -1,0 +1,346 @@
+"""Countdown: combine all the given numbers with +, - and x to reach a target.
+
+Four strategies search in really different orders with a bounded number of tries, so that they
+succeed on different problems; each writes its failed tries and the check that they are wrong:
+
+    largest    forward: the two largest numbers first; x before + before -
+    smallest   forward: the two smallest numbers first; + before - before x
+    nearest    forward: the result nearest to the target first
+    backward   from the target: undo the last operation, until two numbers are left to try
+
+A step is `a op b = c` followed by `,` (go on with c) or by the check of a try: `yes`, `high` or
+`low` against the goal. A backward step opens with `from`: `from 36 - 1 = 35 ,` reads "36 is made
+if 1 is added to 35", and 35 is the new goal. Many answers are right: the verifier replays the
+equations exactly, with its own parser on bounded integers.
+"""
+
+import dataclasses
+import functools
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from reasoning.data.tasks.base import Trace, Verdict
+
+FORWARD_OPS = ("*", "+", "-")
+Order = Callable[["Step"], tuple]
+
+
+@dataclasses.dataclass(frozen=True)
+class CountdownProblem:
+    """The numbers, in the order shown, and the target to make of all of them."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One operation `a op b = result`, and the sorted numbers that are left after it."""
+
+    a: int
+    op: str
+    b: int
+    result: int
+    left: tuple[int, ...]
+    back: bool = False  # undoes the last operation: a is the goal, result the new goal
+
+    @property
+    def equation(self) -> str:
+        return f"{self.a} {self.op} {self.b} = {self.result}"
+
+    def text(self, check: str) -> str:
+        return f"{'from ' if self.back else ''}{self.equation} {check}"
+
+
+def _apply(a: int, op: str, b: int) -> int | None:
+    """The exact value of `a op b` in positive integers, None where there is none."""
+    if op == "/":
+        return a // b if b > 1 and a % b == 0 else None
+    value = a + b if op == "+" else a - b if op == "-" else a * b
+    return value if value > 0 else None
+
+
+def _without(numbers: Sequence[int], *used: int) -> tuple[int, ...]:
+    left = list(numbers)
+    for number in used:
+        left.remove(number)
+    return tuple(left)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _forward_steps(numbers: tuple[int, ...], limit: int) -> tuple[Step, ...]:
+    """Every different operation on two of the sorted numbers with a result in 1..limit."""
+    steps = []
+    for b, a in sorted(set(itertools.combinations(numbers, 2))):
+        rest = _without(numbers, a, b)
+        for op in FORWARD_OPS:
+            result = _apply(a, op, b)
+            if result is not None and result <= limit:
+                steps.append(Step(a, op, b, result, tuple(sorted((*rest, result)))))
+    return tuple(steps)
+
+
+def _backward_steps(numbers: tuple[int, ...], goal: int, limit: int) -> list[Step]:
+    """Every way to undo one operation on the goal: `-` undoes +, `/` undoes x, `+` undoes -."""
+    return [
+        Step(goal, op, number, result, _without(numbers, number), back=True)
+        for number in sorted(set(numbers), reverse=True)
+        for op in ("-", "/", "+")
+        if (result := _apply(goal, op, number)) is not None and result <= limit
+    ]
+
+
+def _check(result: int, goal: int) -> str:
+    return "yes" if result == goal else "high" if result > goal else "low"
+
+
+def _orders(target: int) -> dict[str, Order]:
+    """The order in which each forward strategy looks at the operations open to it."""
+    return {
+        "largest": lambda s: (-(s.a + s.b), -s.a, "*+-".index(s.op)),
+        "smallest": lambda s: (s.a + s.b, s.a, "+-*".index(s.op)),
+        "nearest": lambda s: (abs(s.result - target), -(s.a + s.b), -s.a, "*+-".index(s.op)),
+    }
+
+
+# A search yields (step, check, path): the path is the equations so far, goal-directed for
+# backward steps, and it is the solution where the check is `yes`.
+Found = tuple[Step, str, tuple[Step, ...]]
+
+
+def _forward(numbers: tuple[int, ...], target: int, limit: int, order: Order) -> Iterator[Found]:
+    """Depth-first search over operations in the given order."""
+
+    def search(numbers: tuple[int, ...], path: tuple[Step, ...]) -> Iterator[Found]:
+        for step in sorted(_forward_steps(numbers, limit), key=order):
+            last = len(numbers) == 2
+            yield step, _check(step.result, target) if last else ",", (*path, step)
+            if not last:
+                yield from search(step.left, (*path, step))
+
+    yield from search(tuple(sorted(numbers)), ())
+
+
+def _backward(numbers: tuple[int, ...], target: int, limit: int, order: Order) -> Iterator[Found]:
+    """Depth-first search from the target: undo operations until two numbers are left to try."""
+
+    def search(numbers: tuple[int, ...], goal: int, path: tuple[Step, ...]) -> Iterator[Found]:
+        if len(numbers) == 2:
+            for step in sorted(_forward_steps(numbers, limit), key=order):
+                yield step, _check(step.result, goal), (*path, step)
+            return
+        for step in sorted(_backward_steps(numbers, goal, limit), key=order):
+            yield step, ",", (*path, step)
+            yield from search(step.left, step.result, (*path, step))
+
+    yield from search(tuple(sorted(numbers)), target, ())
+
+
+def _answer(path: tuple[Step, ...]) -> str:
+    """The path's equations in the order in which they are computed."""
+    inverse = {"-": "+", "/": "*", "+": "-"}
+    forward = [step.equation for step in path if not step.back]
+    undone = [
+        f"{step.result} {inverse[step.op]} {step.b} = {step.a}"
+        for step in reversed(path)
+        if step.back
+    ]
+    return " , ".join(forward + undone)
+
+
+class Countdown:
+    """The countdown task (`reasoning.data.tasks.base.Task`).
+
+    Args:
+      size: how many numbers a problem has.
+      largest: numbers are drawn from 1..largest.
+      target: targets are drawn from 1..target.
+      tries: how many complete combinations a strategy may try before it gives up.
+    """
+
+    name = "countdown"
+    strategies = ("largest", "smallest", "nearest", "backward")
+    words = ("make", ":", "+", "-", "*", "/", "=", ",", "yes", "high", "low", "from", "answer")
+    max_number = 99
+
+    def __init__(
+        self, size: int = 3, largest: int = 9, target: int = 40, tries: int = 4
+    ) -> None:
+        if size < 2:
+            raise ValueError(f"size={size}: countdown needs at least 2 numbers.")
+        if not 1 <= largest <= self.max_number or not 1 <= target <= self.max_number:
+            raise ValueError(
+                f"largest={largest}, target={target}: both must lie in 1..{self.max_number}."
+            )
+        if tries < 1:
+            raise ValueError(f"tries={tries}: a strategy needs at least one try.")
+        self.size, self.largest, self.target, self.tries = size, largest, target, tries
+
+    def sample(self, seed: int, index: int) -> CountdownProblem:
+        """Numbers and target drawn uniformly, and again until the target can be reached."""
+        rng = random.Random(f"countdown/{seed}/{index}")
+        while True:
+            numbers = tuple(rng.randint(1, self.largest) for _ in range(self.size))
+            problem = CountdownProblem(numbers, rng.randint(1, self.target))
+            if self._solvable(problem):
+                return problem
+
+    def key(self, problem: CountdownProblem) -> str:
+        return f"{sorted(problem.numbers)} {problem.target}"
+
+    def prompt(self, problem: CountdownProblem) -> str:
+        return f"{' '.join(map(str, problem.numbers))} make {problem.target} :"
+
+    def trace(self, problem: CountdownProblem, strategy: str) -> Trace | None:
+        return self._bounded(self._search(problem, strategy))
+
+    def practice(self, problem: CountdownProblem, rng: random.Random) -> Trace | None:
+        """A search in random order, forward or backward, that happens to succeed in time."""
+        for _ in range(10):
+            search = rng.choice((_forward, _backward))
+            found = search(
+                problem.numbers, problem.target, self.max_number, lambda _: (rng.random(),)
+            )
+            if (trace := self._bounded(found)) is not None:
+                return trace
+        return None
+
+    def verify(self, problem: CountdownProblem, answer: str | None) -> Verdict:
+        """Replay the equations: every number used once, every value exact, the target last."""
+        if not answer:
+            return Verdict(False, "no_answer")
+        equations = [_parse_equation(text) for text in answer.split(" , ")]
+        if None in equations or len(equations) != len(problem.numbers) - 1:
+            return Verdict(False, "malformed")
+        numbers = list(problem.numbers)
+        for a, op, b, result in equations:
+            for operand in (a, b):
+                if operand not in numbers:
+                    return Verdict(False, "wrong_numbers")
+                numbers.remove(operand)
+            if op == "/" or _apply(a, op, b) != result or result > self.max_number:
+                return Verdict(False, "wrong_equation")
+            numbers.append(result)
+        correct = numbers == [problem.target]
+        return Verdict(correct, "correct" if correct else "wrong_value")
+
+    def check_trace(self, problem: CountdownProblem, strategy: str | None, steps: str) -> float:
+        """Share of steps that are exact operations on available numbers, rightly checked.
+
+        With a strategy, a step must also be the one that the strategy takes at that place.
+        """
+        written = split_steps(steps)
+        if not written:
+            return 0.0
+        valid = _valid_steps(problem, written)
+        if strategy is not None:
+            taken = itertools.islice(self._search(problem, strategy), len(written))
+            expected = [step.text(check) for step, check, _ in taken]
+            valid = [ok and text in expected[i : i + 1] for i, (ok, text) in
+                     enumerate(zip(valid, written, strict=True))]
+        return sum(valid) / len(written)
+
+    def recognise(self, problem: CountdownProblem, steps: str) -> str | None:
+        """The one strategy whose search shares the longest opening with the steps."""
+        written = split_steps(steps)
+        shared = {}
+        for strategy in self.strategies:
+            taken = self._search(problem, strategy)
+            same = itertools.takewhile(
+                lambda pair: pair[0] == pair[1][0].text(pair[1][1]), zip(written, taken)
+            )
+            shared[strategy] = sum(1 for _ in same)
+        best = max(shared.values())
+        winners = [strategy for strategy, length in shared.items() if length == best]
+        return winners[0] if best > 0 and len(winners) == 1 else None
+
+    def _search(self, problem: CountdownProblem, strategy: str) -> Iterator[Found]:
+        if strategy not in self.strategies:
+            raise ValueError(
+                f"strategy={strategy!r}: countdown has {', '.join(self.strategies)}."
+            )
+        orders = _orders(problem.target)
+        if strategy == "backward":
+            # Undo with the largest number first; then try x, + and - on the last two.
+            return _backward(
+                problem.numbers, problem.target, self.max_number,
+                lambda s: (-s.b, "-/+".index(s.op)) if s.back else orders["largest"](s),
+            )
+        return _forward(problem.numbers, problem.target, self.max_number, orders[strategy])
+
+    def _bounded(self, search: Iterator[Found]) -> Trace | None:
+        """The trace of a search that succeeds within the budget of tries."""
+        written, tries = [], 0
+        for step, check, path in search:
+            if tries == self.tries:
+                return None
+            written.append(step.text(check))
+            tries += check != ","
+            if check == "yes":
+                return Trace(" ".join(written), _answer(path))
+        return None
+
+    def _solvable(self, problem: CountdownProblem) -> bool:
+        search = _forward(problem.numbers, problem.target, self.max_number, lambda s: (0,))
+        return any(check == "yes" for _, check, _ in search)
+
+
+_STEP = re.compile(r"(?:from )?\S+ \S+ \S+ = \S+ (?:,|yes|high|low)|\S+")
+_EQUATION = re.compile(r"([1-9][0-9]{0,3}) ([-+*/]) ([1-9][0-9]{0,3}) = ([1-9][0-9]{0,3})")
+
+
+def split_steps(steps: str) -> list[str]:
+    """Cut a trace into its steps; words that form no step stand alone, as invalid steps."""
+    return _STEP.findall(steps)
+
+
+def _parse_equation(text: str) -> tuple[int, str, int, int] | None:
+    """`a op b = c` with plain ASCII numbers of at most four digits, None for anything else."""
+    match = _EQUATION.fullmatch(text)
+    return match and (int(match[1]), match[2], int(match[3]), int(match[4]))
+
+
+def _valid_steps(problem: CountdownProblem, written: list[str]) -> list[bool]:
+    """For each step, whether some branch of the search opened so far allows it."""
+    start = tuple(sorted(problem.numbers))
+    # Open positions of the search: (numbers left, goal, reached by backward steps).
+    positions = {(start, problem.target, False)}
+    valid = []
+    for text in written:
+        back, body = text.startswith("from "), text.removeprefix("from ")
+        equation, _, check = body.rpartition(" ")
+        parsed = _parse_equation(equation)
+        reached, ok = set(), False
+        if parsed is not None and _apply(parsed[0], parsed[1], parsed[2]) == parsed[3]:
+            for position in positions:
+                after = _take(position, parsed, back, check)
+                if after is not None:
+                    ok = True
+                    reached.add(after)
+        valid.append(ok)
+        positions |= reached
+    return valid
+
+
+def _take(
+    position: tuple[tuple[int, ...], int, bool],
+    equation: tuple[int, str, int, int],
+    back: bool,
+    check: str,
+) -> tuple[tuple[int, ...], int, bool] | None:
+    """The position after a step, None where the step does not apply there."""
+    numbers, goal, _ = position
+    a, op, b, result = equation
+    if back:
+        applies = a == goal and b in numbers and len(numbers) > 2 and check == ","
+        return (_without(numbers, b), result, True) if applies else None
+    needed = list(numbers)
+    for operand in (a, b):
+        if operand not in needed:
+            return None
+        needed.remove(operand)
+    if op == "/" or check != (_check(result, goal) if len(numbers) == 2 else ","):
+        return None
+    return tuple(sorted((*needed, result))), goal, position[2]

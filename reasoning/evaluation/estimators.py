@@ -1,0 +1,371 @@
+"""What a policy can do, from its samples: pass@k, G-pass@k, cons@k, coverage, and intervals.
+
+Everything here is numpy in float64 on the host. P is the number of problems, S of strategy tags,
+G of samples per tag, N = G*S of samples per problem. The metrics return one value per problem,
+`[P]`, so that any of them can be given an interval over problems:
+
+    mean_estimate(pass_at_k(num_samples, num_correct, k=4))
+    mean_estimate(cons_at_k(interleave(answers), interleave(correct), k=6))
+    difference_estimate(coverage(correct_of_ssft), coverage(correct_of_baseline))
+"""
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A value and its confidence interval.
+
+    Attributes:
+      value: the point estimate, within [low, high].
+      low: lower end of the interval.
+      high: upper end of the interval.
+      n: how many problems or trials the interval is over.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        """The fields by name, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+
+def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> np.ndarray:
+    """The chance that k of a problem's samples hold a correct one: 1 - C(n-c, k) / C(n, k).
+
+    The unbiased estimator of Chen et al. (arXiv 2107.03374, eq. 1), as a product of k ratios that
+    are all in [0, 1], so that nothing overflows.
+
+    Args:
+      num_samples: n, samples per problem, `[P]` or a scalar.
+      num_correct: c, correct ones among them, `[P]` or a scalar.
+      k: samples drawn without replacement, the same for every problem.
+
+    Returns:
+      `[P]`, in [0, 1].
+
+    Raises:
+      ValueError: counts that are no integers or negative, c > n, k > n or k < 1.
+    """
+    n, c = _check_sample_counts(num_samples, num_correct, k)
+    all_wrong = np.ones(n.shape)
+    for drawn in range(k):
+        all_wrong = all_wrong * np.maximum(n - c - drawn, 0) / (n - drawn)
+    return 1.0 - all_wrong
+
+
+def g_pass_at_k(
+    num_samples: ArrayLike, num_correct: ArrayLike, k: int, threshold: float
+) -> np.ndarray:
+    """The chance that at least ceil(threshold * k) of k samples are correct: G-Pass@k_tau.
+
+    sum over j >= ceil(tau k) of C(c, j) C(n-c, k-j) / C(n, k) (arXiv 2412.13147), in exact
+    integers. As the threshold goes to 0 this is pass@k; at 1 all k must be correct.
+
+    Args:
+      num_samples: n, samples per problem, `[P]` or a scalar.
+      num_correct: c, correct ones among them, `[P]` or a scalar.
+      k: samples drawn without replacement, the same for every problem.
+      threshold: tau, in (0, 1].
+
+    Returns:
+      `[P]`, in [0, 1].
+
+    Raises:
+      ValueError: counts that are no integers or negative, c > n, k > n, k < 1, or a threshold
+        outside (0, 1].
+    """
+    n, c = _check_sample_counts(num_samples, num_correct, k)
+    if not 0.0 < threshold <= 1.0:
+        raise ValueError(f"threshold={threshold}: must be above 0 and at most 1.")
+    needed = max(1, math.ceil(threshold * k - 1e-9))  # 0.7 * 10 is a little above 7 in floats
+
+    @functools.cache  # problems share n, and few values of c occur
+    def tail(n: int, c: int) -> float:
+        ways = sum(math.comb(c, j) * math.comb(n - c, k - j) for j in range(needed, k + 1))
+        return ways / math.comb(n, k)
+
+    return np.vectorize(tail, otypes=[np.float64])(n, c)
+
+
+def coverage(correct: ArrayLike) -> np.ndarray:
+    """pass@S with one sample of each tag: how often some tag solves the problem.
+
+    The mean over the G sample groups of "any of the S tags is correct". For S samples of the same
+    tag use `pass_at_k`; the two together say whether different tags solve different problems.
+
+    Args:
+      correct: bool `[P, S, G]`.
+
+    Returns:
+      `[P]`, in [0, 1].
+
+    Raises:
+      ValueError: not three axes, an empty axis, or values that are not 0 or 1.
+    """
+    correct = _check_bool("correct", correct, num_axes=3)
+    if not correct.shape[1] * correct.shape[2]:
+        raise ValueError(f"correct: shape {correct.shape} holds no samples; give S and G >= 1.")
+    return correct.any(axis=1).mean(axis=1)
+
+
+
+def interleave(samples: ArrayLike) -> np.ndarray:
+    """Reorder tag-major samples so that every S consecutive ones hold one sample of each tag.
+
+    Votes and passes over "the first k samples" of a tag-major array see only the first tags;
+    in this order they see all tags as evenly as k allows (METHODS 1.5).
+
+    Args:
+      samples: `[P, S, G]`, of any type: sample g of tag s of a problem.
+
+    Returns:
+      `[P, G*S]`: all tags' sample 0, then all tags' sample 1, and so on.
+
+    Raises:
+      ValueError: not three axes.
+    """
+    samples = np.asarray(samples)
+    if samples.ndim != 3:
+        raise ValueError(f"samples: shape {samples.shape} must be [problems, tags, samples].")
+    return samples.swapaxes(1, 2).reshape(samples.shape[0], -1)
+
+
+def majority_vote(answers: Sequence[str | None], seed: int | Sequence[int] = 0) -> str | None:
+    """The answer given most often; None where no sample gave one (arXiv 2203.11171).
+
+    A tie is broken uniformly at random by `seed`, not by position: in interleaved order the first
+    sample always comes from the same tag, which would otherwise win every tie. The result does
+    not depend on the order of the answers.
+
+    Args:
+      answers: one per sample; None, which has no vote, where a sample has no final answer.
+      seed: one or more integers >= 0, used only where answers tie.
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    if not votes:
+        return None
+    most = max(votes.values())
+    tied = sorted(answer for answer, count in votes.items() if count == most)
+    return tied[0] if len(tied) == 1 else tied[np.random.default_rng(seed).integers(len(tied))]
+
+
+def cons_at_k(answers: ArrayLike, correct: ArrayLike, k: int, seed: int = 0) -> np.ndarray:
+    """How often the majority answer of k samples is correct: cons@k, or maj@k.
+
+    Consecutive slices of k samples are vote groups (the last N mod k samples are in none), and
+    their mean is taken; the samples of several tags must come through `interleave`. A group
+    without an answer is wrong. Ties are broken as in `majority_vote`, with (seed, problem, group)
+    as the seed, so that a problem's value does not depend on which others are evaluated.
+
+    Args:
+      answers: `[P, N]` of strings, or None where a sample has no final answer.
+      correct: bool `[P, N]`; equal answers to one problem must be equally correct.
+      k: samples per vote, at most N.
+      seed: breaks ties.
+
+    Returns:
+      `[P]`, in [0, 1].
+
+    Raises:
+      ValueError: shapes that do not fit, k outside 1..N, or a problem where the same answer (or
+        no answer) is judged in two ways.
+    """
+    answers = np.asarray(answers, dtype=object)
+    correct = _check_bool("correct", correct, num_axes=2)
+    if answers.shape != correct.shape:
+        raise ValueError(
+            f"answers: shape {answers.shape} must be that of correct, {correct.shape}."
+        )
+    num_problems, num_samples = correct.shape
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k={k}: must be between 1 and the {num_samples} samples per problem.")
+    num_groups = num_samples // k
+    values = np.zeros((num_problems, num_groups))
+    for problem in range(num_problems):
+        verdicts = _verdict_by_answer(problem, answers[problem], correct[problem])
+        for group in range(num_groups):
+            votes = answers[problem, group * k : (group + 1) * k]
+            values[problem, group] = verdicts[majority_vote(votes, (seed, problem, group))]
+    return values.mean(axis=1)
+
+
+def _verdict_by_answer(
+    problem: int, answers: np.ndarray, correct: np.ndarray
+) -> dict[str | None, bool]:
+    """Whether each of a problem's answers `[N]` is right, refusing contradictions."""
+    verdicts: dict[str | None, bool] = {None: False}
+    for answer, verdict in zip(answers, correct.tolist(), strict=True):
+        if verdicts.setdefault(answer, verdict) != verdict:
+            raise ValueError(
+                f"correct: the answer {answer!r} to problem {problem} is both right and wrong; "
+                "vote on the answers that the verifier judged (None is always wrong)."
+            )
+    return verdicts
+
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
+    """A proportion and its Wilson score interval (Wilson 1927), for independent trials.
+
+    Unlike a bootstrap, it keeps its width where all trials agree. Samples of one problem are not
+    independent trials: for those, use `mean_estimate` over problems.
+
+    Raises:
+      ValueError: no trials, successes outside 0..trials, or confidence outside (0, 1).
+    """
+    if trials < 1:
+        raise ValueError(f"trials={trials}: an interval needs at least one trial.")
+    if not 0 <= successes <= trials:
+        raise ValueError(f"successes={successes}: must be between 0 and trials={trials}.")
+    z = NormalDist().inv_cdf(0.5 + _check_confidence(confidence) / 2)
+    share = float(successes / trials)
+    scale = 1.0 + z**2 / trials
+    centre = (share + z**2 / (2 * trials)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    # Rounding may put an end a hair inside the share at 0 and at 1.
+    return Estimate(share, min(max(0.0, centre - half), share),
+                    max(min(1.0, centre + half), share), int(trials))
+
+
+def mean_estimate(
+    values: ArrayLike, seed: int = 0, num_resamples: int = 2000, confidence: float = 0.95
+) -> Estimate:
+    """The mean over problems of `values` `[P]`, with the interval of `bootstrap`.
+
+    Raises:
+      ValueError: as `bootstrap`, or values that are not `[P]`.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"values: shape {values.shape} must be one value per problem, [P].")
+    return bootstrap(
+        np.mean, values, seed=seed, num_resamples=num_resamples, confidence=confidence
+    )
+
+
+def difference_estimate(
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int = 0,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """mean(a) - mean(b) over the same problems: a paired bootstrap of `a`, `b`, both `[P]`.
+
+    Pairing removes what makes problems easy or hard for both, so the interval is narrower than
+    that of two separate sets of problems.
+
+    Raises:
+      ValueError: as `mean_estimate`, or a and b of different shapes.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"b: shape {b.shape} must be that of a, {a.shape}: the same problems.")
+    return mean_estimate(a - b, seed, num_resamples, confidence)
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *arrays: ArrayLike,
+    seed: int = 0,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Any statistic of the problems, with its percentile bootstrap interval (Efron 1979).
+
+    Problems are drawn with replacement, the same ones from every array. For the mutual
+    information of tables of counts `[P, S, K]`, one per problem:
+
+        bootstrap(lambda counts: mutual_information(counts.sum(axis=0)), counts)
+
+    The interval knows only the spread between the problems it is given: one problem, or problems
+    that all agree, give an interval of no width. It is stretched to hold the value where the
+    statistic is biased, as plug-in mutual information is; resampling repeats that bias, so a low
+    end above zero is no evidence that the truth is.
+
+    Args:
+      statistic: maps the resampled arrays to a finite float.
+      *arrays: each `[P, ...]`.
+      seed: of the resampling; the same seed gives the same interval.
+      num_resamples: how many sets of P problems are drawn.
+      confidence: of the interval, in (0, 1).
+
+    Raises:
+      ValueError: no arrays or no problems, arrays of different P, num_resamples < 1, confidence
+        outside (0, 1), or a statistic that is not finite.
+    """
+    arrays = tuple(np.asarray(array) for array in arrays)
+    sizes = {array.shape[0] if array.ndim else 0 for array in arrays}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"arrays: shapes {[array.shape for array in arrays]} must share a leading axis of at "
+            "least one problem."
+        )
+    if num_resamples < 1:
+        raise ValueError(f"num_resamples={num_resamples}: must be at least 1.")
+    tail = (1.0 - _check_confidence(confidence)) / 2
+    num_problems = sizes.pop()
+    generator = np.random.default_rng(seed)
+    value = float(statistic(*arrays))
+    resampled = np.empty(num_resamples)
+    for i in range(num_resamples):
+        drawn = generator.integers(num_problems, size=num_problems)
+        resampled[i] = statistic(*(array[drawn] for array in arrays))
+    if not np.isfinite([value, *resampled]).all():
+        raise ValueError(
+            f"statistic: is {value} on the {num_problems} problems and must be finite on them and "
+            "on every resample; leave out the problems that have no value."
+        )
+    low, high = np.quantile(resampled, [tail, 1.0 - tail])
+    return Estimate(value, min(float(low), value), max(float(high), value), num_problems)
+
+
+
+def _check_sample_counts(
+    num_samples: ArrayLike, num_correct: ArrayLike, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """n and c as int64 of one shape, with 0 <= c <= n and 1 <= k <= n."""
+    n, c = np.broadcast_arrays(num_samples, num_correct)
+    if n.dtype.kind not in "iu" or c.dtype.kind not in "iu":
+        raise ValueError(
+            f"num_samples, num_correct: {n.dtype} and {c.dtype} must be integers; count the "
+            "samples, do not average them."
+        )
+    n, c = n.astype(np.int64), c.astype(np.int64)
+    if k < 1:
+        raise ValueError(f"k={k}: must be at least 1.")
+    if (n < k).any():
+        raise ValueError(f"k={k}: must be at most num_samples={n.min()}; draw more samples.")
+    if (c < 0).any() or (c > n).any():
+        wrong = c[(c < 0) | (c > n)]
+        raise ValueError(f"num_correct={wrong[0]}: must be between 0 and num_samples.")
+    return n, c
+
+
+def _check_bool(name: str, values: ArrayLike, num_axes: int) -> np.ndarray:
+    """The values as bool, refusing shaped rewards such as -0.5, which would count as true."""
+    values = np.asarray(values)
+    if values.ndim != num_axes:
+        raise ValueError(f"{name}: shape {values.shape} must have {num_axes} axes.")
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError(f"{name}: must be bool, or 0 and 1; threshold the rewards first.")
+    return values.astype(bool)
+
+
+def _check_confidence(confidence: float) -> float:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence={confidence}: must be between 0 and 1, for example 0.95.")
+    return confidence

@@ -1,0 +1,128 @@
+"""The jitted update of supervised fine-tuning, plain and set-supervised.
+
+    tags        = assign(arm, params, batch)                       no gradient
+    loss        = NLL of the traces, each under its tag            METHODS 1.2, L_Hungarian
+    params      = optimizer(params, gradient of the loss)
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from reasoning.data.pipelines import TraceBatch
+from reasoning.learning import assignment
+from reasoning.learning.losses import Reduction, reduce_nll, token_nll
+from reasoning.models.config import ModelConfig
+from reasoning.models.transformer import Transformer
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What an update changes: parameters, optimizer state, and the scalar int32 step."""
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, cosine decay to a tenth, and clipping by global norm.
+
+    Attributes:
+      learning_rate: the peak.
+      num_steps: length of the schedule.
+      warmup_steps: steps from 0 to the peak.
+      weight_decay: decoupled, on matrices only.
+      clip_norm: largest global gradient norm.
+    """
+
+    learning_rate: float = 2e-3
+    num_steps: int = 1000
+    warmup_steps: int = 20
+    b1: float = 0.9
+    b2: float = 0.98
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The optax chain that an `OptimizerConfig` describes."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup_steps,
+        max(config.num_steps, config.warmup_steps + 1), config.learning_rate / 10,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay,
+            mask=partial(jax.tree.map, lambda x: x.ndim > 1),
+        ),
+    )
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state at step 0 that owns a copy of the parameters (updates donate their buffers)."""
+    params = jax.tree.map(jnp.copy, params)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def label_mask(batch: TraceBatch, tag_is_label: bool) -> jax.Array:
+    """`[N, T-1]`, 1 where the label is a trace token (or the tag, if it is to be learned)."""
+    place = jnp.arange(1, batch.tokens.shape[1])
+    first = batch.fork[:, None] + (0 if tag_is_label else 1)
+    return ((place >= first) & (place < batch.lengths[:, None])).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("config", "optimizer", "reduction", "tag_is_label"),
+         donate_argnames=("state",))
+def sft_update(
+    state: TrainState,
+    batch: TraceBatch,
+    tags: jax.Array,
+    *,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    reduction: Reduction = "token_mean",
+    tag_is_label: bool = True,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step on the traces, each under its tag `[N]`.
+
+    Args:
+      tag_is_label: whether the policy also learns to write the tag itself, so that it has a
+        distribution over strategies (default; the paper's formula leaves it out, its released
+        evaluator needs it: METHODS 1.2).
+
+    Returns:
+      the new state (the old one is donated), and metrics: `loss` and `trace_nll` in nats per
+      label, `grad_norm`, `tokens` (labels), `tag_usage` `[S]` shares of the batch's traces.
+    """
+    tokens = assignment.with_tags(config, batch, tags)
+    mask = label_mask(batch, tag_is_label)
+    exists = (batch.lengths > 0).astype(jnp.float32)
+    num_sets = jnp.sum(exists * (batch.slot == 0))
+    segment_ids = (jnp.arange(tokens.shape[1]) < batch.lengths[:, None]).astype(jnp.int32)
+
+    def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
+        logits, _ = Transformer(config).apply(params, tokens, segment_ids=segment_ids)
+        nll = token_nll(logits, tokens)
+        return reduce_nll(nll, mask, reduction, num_sets), nll
+
+    (loss, nll), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    trace = label_mask(batch, tag_is_label=False)
+    usage = jnp.zeros(config.num_strategies).at[tags].add(exists) / jnp.maximum(exists.sum(), 1)
+    metrics = {
+        "loss": loss,
+        "trace_nll": reduce_nll(nll, trace, "token_mean"),
+        "grad_norm": optax.tree.norm(grads),
+        "tokens": mask.sum(),
+        "tag_usage": usage,
+    }
+    return TrainState(params, opt_state, state.step + 1), metrics

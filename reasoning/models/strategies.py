@@ -1,0 +1,60 @@
+"""Strategy tags: the embedding table `[S, d_model]`, and the ids V..V+S-1 that look it up."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from reasoning.models.config import ModelConfig
+
+TABLE = "strategy_embedding"  # the name of the table among the policy's parameters
+
+
+def tag_to_id(config: ModelConfig, tags: jax.Array) -> jax.Array:
+    """Token ids of strategy tags 0..S-1, any shape."""
+    return tags + config.vocab_size
+
+
+def id_to_tag(config: ModelConfig, ids: jax.Array) -> jax.Array:
+    """Tags of token ids, any shape; -1 where the id is no strategy's."""
+    return jnp.where(ids >= config.vocab_size, ids - config.vocab_size, -1)
+
+
+def embed(token_table: jax.Array, strategy_table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Look up ids `[B, T]` in the tables `[V, D]` and `[S, D]` as if they were one: `[B, T, D]`."""
+    vocab_size = token_table.shape[0]
+    tokens = token_table[jnp.minimum(ids, vocab_size - 1)]
+    strategies = strategy_table[jnp.maximum(ids - vocab_size, 0)]
+    return jnp.where((ids >= vocab_size)[..., None], strategies, tokens)
+
+
+def score(token_head: jax.Array, strategy_head: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Logits `[..., V+S]` (float32) of hidden states `[..., D]` under heads `[V, D]`, `[S, D]`."""
+    parts = [
+        jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype),
+                   preferred_element_type=jnp.float32)
+        for head in (token_head, strategy_head)
+    ]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def open_strategies(params: dict, like: int, key: jax.Array, noise: float) -> dict:
+    """Start every strategy from one token of the base policy, apart by Gaussian noise.
+
+    A policy that was pre-trained without tags opens its traces with an ordinary token; tags that
+    begin as that token continue where pre-training ended, and the noise breaks their symmetry.
+
+    Args:
+      params: the policy's parameters (unboxed), not changed.
+      like: id of the opening token.
+      key: consumed.
+      noise: standard deviation, in units of the token embedding's own standard deviation.
+    """
+    strategies = params["params"][TABLE]
+    row = params["params"]["token_embedding"][like]
+    spread = noise * jnp.std(row) * jax.random.normal(key, strategies.shape, strategies.dtype)
+    return {**params, "params": {**params["params"], TABLE: row + spread}}
+
+
+def table_initializer() -> nn.initializers.Initializer:
+    """Initialiser of both embedding tables, with their logical axes."""
+    return nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))

@@ -1,0 +1,331 @@
+"""The policy: a decoder-only Transformer used as a pure function of (params, tokens).
+
+    logits, _     = Transformer(config).apply(params, tokens)                  training, scoring
+    logits, cache = Transformer(config).apply(params, tokens, cache=cache)     sampling
+
+RMSNorm before each sublayer, grouped-query attention, SwiGLU, learned or rotary positions.
+Shapes: B rows, T tokens, C cache slots, D = d_model, N query heads, K key/value heads, H head_dim.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from reasoning.models import strategies
+from reasoning.models.config import ModelConfig
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of the tokens read so far; every row is at the same slot.
+
+    Attributes:
+      keys, values: one `[B, K, C, H]` per layer (`[L, B, K, C, H]` when layers are scanned);
+        this order of axes spares a transposition of the whole cache at every decoding step.
+      segment_ids: `[B, C]` int32, 0 where the slot is empty or holds padding.
+      length: scalar int32, slots in use.
+    """
+
+    keys: Any
+    values: Any
+    segment_ids: jax.Array
+    length: jax.Array
+
+
+def init_cache(config: ModelConfig, batch_size: int, num_slots: int) -> KVCache:
+    """An empty cache for `batch_size` rows of up to `num_slots` tokens.
+
+    Raises:
+      ValueError: num_slots is beyond the model's max_length.
+    """
+    if num_slots > config.max_length:
+        raise ValueError(
+            f"num_slots={num_slots}: longer than the model's max_length={config.max_length}; "
+            "shorten the prompt or the completion, or raise max_length."
+        )
+    shape = (batch_size, config.num_kv_heads, num_slots, config.head_dim)
+    dtype = jnp.dtype(config.dtype)
+
+    def layers() -> Any:
+        if config.scan_layers:
+            return jnp.zeros((config.num_layers, *shape), dtype)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+
+    return KVCache(
+        keys=layers(),
+        values=layers(),
+        segment_ids=jnp.zeros((batch_size, num_slots), jnp.int32),
+        length=jnp.zeros((), jnp.int32),
+    )
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding (RoFormer, 2104.09864 eq. 34) of `[B, T, N, H]`, halves paired."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[:, :, None, None] * frequencies  # [B, T, 1, H/2]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Grouped-query attention, softmax in float32.
+
+    Args:
+      q: `[B, T, N, H]`.
+      k, v: `[B, K, C, H]`; N is a multiple of K.
+      mask: `[B, T, C]`, True where a query may look.
+
+    Returns:
+      `[B, T, N, H]`.
+    """
+    batch, length, heads, width = q.shape
+    q = q.reshape(batch, length, k.shape[1], heads // k.shape[1], width)
+    scores = jnp.einsum("btkgh,bkch->bkgtc", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * width**-0.5, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgtc,bkch->btkgh", weights, v).reshape(batch, length, heads, width)
+
+
+def _kernel(stddev: float, *axes: str | None) -> nn.initializers.Initializer:
+    return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32 (1910.07467)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise `[..., D]`, scale by a learned `[D]`."""
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(square + self.config.norm_epsilon) * scale).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention (2305.13245) that reads and extends a layer's cache."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        cache: tuple[jax.Array, jax.Array] | None,
+        slot: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Attend from `[B, T, D]` to itself, or to the cache with itself written at `slot`."""
+        config = self.config
+        d_model, heads, width = config.d_model, config.num_heads, config.head_dim
+        kv_shape = (d_model, config.num_kv_heads, width)
+        stddev = d_model**-0.5
+
+        def project(name: str, shape: tuple[int, ...], axis: str) -> jax.Array:
+            kernel = self.param(name, _kernel(stddev, "embed", axis, "head_dim"), shape)
+            return jnp.einsum("btd,dnh->btnh", x, kernel.astype(x.dtype))
+
+        q = project("query", (d_model, heads, width), "heads")
+        k = project("key", kv_shape, "kv_heads")
+        v = project("value", kv_shape, "kv_heads")
+        if config.position_encoding == "rope":
+            q, k = (rotate(part, positions, config.rope_theta) for part in (q, k))
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]
+        if cache is not None:
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+            cache = (k, v)
+        # Residual branches start small, so that depth does not blow up the stream (GPT-2).
+        out_std = (heads * width) ** -0.5 * (2 * config.num_layers) ** -0.5
+        out = self.param(
+            "output", _kernel(out_std, "heads", "head_dim", "embed"), (heads, width, d_model)
+        )
+        return jnp.einsum("btnh,nhd->btd", attend(q, k, v, mask), out.astype(x.dtype)), cache
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (2002.05202): (silu(x W_gate) * x W_up) W_down."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[B, T, D]` to itself."""
+        config = self.config
+        wide, tall = (config.d_model, config.d_ff), (config.d_ff, config.d_model)
+        stddev = config.d_model**-0.5
+        gate = self.param("gate", _kernel(stddev, "embed", "mlp"), wide).astype(x.dtype)
+        up = self.param("up", _kernel(stddev, "embed", "mlp"), wide).astype(x.dtype)
+        down_std = config.d_ff**-0.5 * (2 * config.num_layers) ** -0.5
+        down = self.param("down", _kernel(down_std, "mlp", "embed"), tall).astype(x.dtype)
+        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        cache: tuple[jax.Array, jax.Array] | None,
+        positions: jax.Array,
+        mask: jax.Array,
+        slot: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Map `[B, T, D]` to itself, with the layer's cache (or None) carried along."""
+        normed = RMSNorm(self.config, name="attention_norm")(x)
+        update, cache = Attention(self.config, name="attention")(
+            normed, positions, mask, cache, slot
+        )
+        x = x + update
+        normed = RMSNorm(self.config, name="feed_forward_norm")(x)
+        return x + FeedForward(self.config, name="feed_forward")(normed), cache
+
+
+def _block_class(config: ModelConfig) -> type[Block]:
+    """Block with the config's rematerialisation policy around it."""
+    if config.remat == "none":
+        return Block
+    policies = jax.checkpoint_policies
+    policy = {
+        "full": policies.nothing_saveable,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+    }[config.remat]
+    # Inside a scan, XLA cannot undo the recomputation by common-subexpression elimination.
+    return nn.remat(Block, policy=policy, prevent_cse=not config.scan_layers)
+
+
+class Transformer(nn.Module):
+    """The policy over V tokens and S strategies (ids V..V+S-1)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Score the next token at every position.
+
+        Args:
+          tokens: `[B, T]` int32 ids in 0..V+S-1.
+          segment_ids: `[B, T]` int32; a token sees earlier tokens of its own segment. 0 marks
+            padding. All ones if left out.
+          positions: `[B, T]` int32 place of each token in its segment; 0, 1, 2, ... (after the
+            cache's slots) if left out.
+          cache: what was read before these tokens; None reads from the start.
+          last_only: score only the last position (`[B, 1, V+S]`): prefill needs no more.
+
+        Returns:
+          logits `[B, T, V+S]` float32, and the extended cache (None without one).
+        """
+        config = self.config
+        batch, length = tokens.shape
+        offset = 0 if cache is None else cache.length
+        if segment_ids is None:
+            segment_ids = jnp.ones((batch, length), jnp.int32)
+        if positions is None:
+            positions = jnp.broadcast_to(offset + jnp.arange(length), (batch, length))
+        slots = offset + jnp.arange(length)  # [T], where these tokens stand among the keys
+        key_segments = segment_ids
+        if cache is not None:
+            key_segments = jax.lax.dynamic_update_slice_in_dim(
+                cache.segment_ids, segment_ids, cache.length, axis=1
+            )
+        key_slots = jnp.arange(key_segments.shape[1])
+        mask = (segment_ids[:, :, None] == key_segments[:, None, :]) & (
+            key_slots[None, None, :] <= slots[None, :, None]
+        )
+
+        tables = strategies.table_initializer()
+        token_table = self.param("token_embedding", tables, (config.vocab_size, config.d_model))
+        strategy_table = self.param(
+            strategies.TABLE, tables, (config.num_strategies, config.d_model)
+        )
+        x = strategies.embed(token_table, strategy_table, tokens)
+        if config.position_encoding == "learned":
+            position_table = self.param(
+                "position_embedding", _kernel(0.02, "position", "embed"),
+                (config.max_length, config.d_model),
+            )
+            x = x + position_table[positions]
+        x = x.astype(config.dtype)
+
+        slot = None if cache is None else cache.length
+        x, keys_values = self._layers(x, cache, positions, mask, slot)
+        if cache is not None:
+            cache = KVCache(*keys_values, key_segments, cache.length + length)
+        x = RMSNorm(config, name="final_norm")(x[:, -1:] if last_only else x)
+
+        heads = token_table, strategy_table
+        if not config.tied_head:
+            head_init = _kernel(config.d_model**-0.5, "vocab", "embed")
+            heads = (
+                self.param("token_head", head_init, token_table.shape),
+                self.param("strategy_head", head_init, strategy_table.shape),
+            )
+        return strategies.score(*heads, x), cache
+
+    def _layers(
+        self,
+        x: jax.Array,
+        cache: KVCache | None,
+        positions: jax.Array,
+        mask: jax.Array,
+        slot: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        """Run all blocks; returns `[B, T, D]` and the new (keys, values) of the cache."""
+        config, block = self.config, _block_class(self.config)
+        if config.scan_layers:
+            scan = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0 if cache is not None else nn.broadcast, *[nn.broadcast] * 3),
+                length=config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            stacked = None if cache is None else (cache.keys, cache.values)
+            x, new = scan(config, name="layers")(x, stacked, positions, mask, slot)
+            return x, new if cache is not None else (None, None)
+        keys, values = [], []
+        for layer in range(config.num_layers):
+            kept = None if cache is None else (cache.keys[layer], cache.values[layer])
+            x, kept = block(config, name=f"layer_{layer}")(x, kept, positions, mask, slot)
+            if kept is not None:
+                keys.append(kept[0])
+                values.append(kept[1])
+        return x, (tuple(keys), tuple(values))
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Any:
+    """Fresh parameters, a plain nested dict of float32 arrays; the key is consumed."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return nn.meta.unbox(jax.jit(Transformer(config).init)(key, tokens))
+
+
+def logical_axes(config: ModelConfig) -> Any:
+    """The tree of `init_params` with each array's logical axis names (a PartitionSpec)."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    boxed = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)
+    return nn.get_partition_spec(boxed)

@@ -1,0 +1,89 @@
+"""Temperature, top-k, top-p and min-p: from the policy's logits to those that are sampled from."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite, so that 0 * log p stays 0
+
+
+@flax.struct.dataclass
+class Filters:
+    """How to sample; numbers may change from call to call without recompiling.
+
+    A filter that is None is compiled out. Filters apply in the order of the fields, each to the
+    renormalised distribution that the one before it leaves.
+
+    Attributes:
+      temperature: logits are divided by it; 0 is greedy decoding.
+      top_k: keep the k likeliest tokens (ties with the k-th stay).
+      top_p: keep the fewest tokens that hold at least this mass (2.0 would keep all).
+      min_p: keep tokens at least this fraction as likely as the likeliest.
+    """
+
+    temperature: Any = 1.0
+    top_k: Any = None
+    top_p: Any = None
+    min_p: Any = None
+
+    def check(self) -> "Filters":
+        """Refuse settings outside their range, with one sentence each.
+
+        Raises:
+          ValueError: negative temperature, top_k < 1, top_p or min_p outside (0, 1].
+        """
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or above.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k}: must be at least 1, or None to keep all.")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}={value}: must lie in (0, 1], or be None.")
+        return self
+
+
+def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
+    """Log-probabilities `[..., V]` of the distribution to sample from; removed tokens: MASKED.
+
+    At temperature 0 the distribution is left at temperature 1 (see `choose`).
+    """
+    temperature = jnp.where(filters.temperature == 0, 1.0, filters.temperature)
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    if filters.top_k is not None:
+        ranked = jnp.sort(log_probs, axis=-1, descending=True)
+        last = jnp.clip(jnp.asarray(filters.top_k) - 1, 0, logits.shape[-1] - 1)
+        log_probs = _keep(log_probs, log_probs >= jnp.take(ranked, last, axis=-1)[..., None])
+    if filters.top_p is not None:
+        ranked = jnp.sort(log_probs, axis=-1, descending=True)
+        probs = jnp.exp(ranked)
+        before = jnp.cumsum(probs, axis=-1) - probs  # mass of the strictly likelier tokens
+        kept = jnp.sum(before < filters.top_p, axis=-1, keepdims=True)
+        least = jnp.take_along_axis(ranked, kept - 1, axis=-1)
+        log_probs = _keep(log_probs, log_probs >= least)
+    if filters.min_p is not None:
+        least = log_probs.max(axis=-1, keepdims=True) + jnp.log(filters.min_p)
+        log_probs = _keep(log_probs, log_probs >= least)
+    return log_probs
+
+
+def _keep(log_probs: jax.Array, keep: jax.Array) -> jax.Array:
+    return jax.nn.log_softmax(jnp.where(keep, log_probs, MASKED))
+
+
+def choose(log_probs: jax.Array, uniform: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Tokens `[B]` drawn from `[B, V]` by inverting the cumulative distribution at `[B]` uniforms.
+
+    One uniform a row is several times cheaper than one Gumbel a token. Temperature 0 takes the
+    likeliest token.
+    """
+    cumulative = jnp.cumsum(jnp.exp(log_probs), axis=-1)
+    # Scaled by the last entry, so that rounding cannot push the draw past the last token;
+    # `<=` never stops at a token of probability zero.
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    drawn = jnp.sum(cumulative <= threshold, axis=-1)
+    # A uniform just below 1 may round up to the total: the last token with any probability.
+    last = log_probs.shape[-1] - 1 - jnp.argmax(log_probs[:, ::-1] > MASKED / 2, axis=-1)
+    return jnp.where(temperature == 0, jnp.argmax(log_probs, axis=-1), jnp.minimum(drawn, last))

@@ -1,0 +1,172 @@
+"""Sampling: prefill and decode in one jitted program.
+
+The prompt is read once and its cache is shared by the prompt's G samples; rows that have stopped
+write padding until all have, and the loop then ends early. Every sequence has a key of its own
+(DESIGN.md rule 3): what it says does not depend on who shares its batch.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reasoning.models.config import ModelConfig
+from reasoning.models.strategies import id_to_tag, tag_to_id
+from reasoning.models.transformer import KVCache, Transformer, init_cache
+from reasoning.sampling.filters import Filters, choose, filter_logits
+
+STOP_EOS, STOP_LENGTH = 0, 1  # values of Samples.stop_reason
+OWN_TAG = -1  # in `tags`: the policy draws the tag itself
+
+
+@flax.struct.dataclass
+class Samples:
+    """G completions for each of P prompts; B = P * G rows, the samples of a prompt adjacent.
+
+    Attributes:
+      tokens: `[B, N]` int32: the strategy tag, the trace and the answer, <eos>, then padding.
+      mask: `[B, N]` bool: the completion's tokens, <eos> included.
+      log_probs: `[B, N]` float32 of each token under the distribution that was sampled from
+        (temperature and filters applied; at temperature 0 under the policy itself); 0 in
+        padding. A tag that was given has the log-prob with which the policy would draw it.
+      tags: `[B]` int32 in 0..S-1, -1 where the policy opened with a token that is no tag.
+      stop_reason: `[B]` int32, STOP_EOS or STOP_LENGTH.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    log_probs: jax.Array
+    tags: jax.Array
+    stop_reason: jax.Array
+
+
+def sequence_keys(key: jax.Array, prompt_ids: jax.Array, num_samples: int) -> jax.Array:
+    """One key per sequence `[P, G]` from the run's (or step's) key and the prompts' ids `[P]`."""
+    per_prompt = jax.vmap(lambda index: jax.random.fold_in(key, index))(prompt_ids)
+    samples = jnp.arange(num_samples)
+    return jax.vmap(lambda k: jax.vmap(lambda g: jax.random.fold_in(k, g))(samples))(per_prompt)
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts padded on the left to one length: ids `[P, T]` and mask `[P, T]`, int32."""
+    length = max(map(len, prompts))
+    ids = np.full((len(prompts), length), pad_id, np.int32)
+    mask = np.zeros((len(prompts), length), np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = prompt
+        mask[row, length - len(prompt) :] = 1
+    return ids, mask
+
+
+def check_lengths(config: ModelConfig, prompt_length: int, max_new_tokens: int) -> None:
+    """Refuse a prompt that leaves no room for its completion.
+
+    Raises:
+      ValueError: prompt and completion together exceed the model's max_length.
+    """
+    if prompt_length + max_new_tokens > config.max_length:
+        raise ValueError(
+            f"prompt of {prompt_length} tokens: with max_new_tokens={max_new_tokens} it is longer "
+            f"than the cache of max_length={config.max_length}; shorten one of the three."
+        )
+
+
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id", "pad_id"))
+def sample(
+    params: Any,
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    tags: jax.Array,
+    keys: jax.Array,
+    filters: Filters,
+    *,
+    config: ModelConfig,
+    max_new_tokens: int,
+    eos_id: int,
+    pad_id: int,
+) -> Samples:
+    """Complete every prompt G times.
+
+    Args:
+      prompts, prompt_mask: `[P, T]`, padded on the left (`pad_prompts`).
+      tags: `[P, G]` int32, the strategy of each sample, or OWN_TAG.
+      keys: `[P, G]` typed keys, one per sequence (`sequence_keys`).
+      filters: temperature, top-k, top-p, min-p (`Filters.check` them first).
+      max_new_tokens: N, tag and <eos> included.
+
+    Raises:
+      ValueError: prompt and completion do not fit into the model's max_length.
+    """
+    num_prompts, num_samples = tags.shape
+    prompt_length = prompts.shape[1]
+    check_lengths(config, prompt_length, max_new_tokens)
+    model = Transformer(config)
+
+    cache = init_cache(config, num_prompts, prompt_length + max_new_tokens)
+    logits, cache = model.apply(
+        params, prompts, segment_ids=prompt_mask, cache=cache, last_only=True,
+        positions=jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0),
+    )
+    logits, cache = _share(logits[:, 0], cache, num_samples, config)
+    prompt_lengths = jnp.repeat(prompt_mask.sum(axis=1), num_samples)
+    tags, keys = tags.reshape(-1), keys.reshape(-1)
+    num_rows = tags.shape[0]
+
+    def step(carry: tuple) -> tuple:
+        t, logits, cache, done, tokens, log_probs = carry
+        scores = filter_logits(logits, filters)
+        uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys)
+        token = choose(scores, uniform, jnp.asarray(filters.temperature))
+        given = (t == 0) & (tags != OWN_TAG)
+        token = jnp.where(given, tag_to_id(config, tags), token)
+        # A given tag is scored even where a filter would have removed it.
+        scores = jnp.where(given[:, None], jax.nn.log_softmax(logits), scores)
+        token = jnp.where(done, pad_id, token).astype(jnp.int32)
+        log_prob = jnp.take_along_axis(scores, token[:, None], axis=1)[:, 0]
+        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, t))
+        log_probs = jax.lax.dynamic_update_slice(
+            log_probs, jnp.where(done, 0.0, log_prob)[:, None], (0, t)
+        )
+        done |= token == eos_id
+        logits, cache = model.apply(
+            params, token[:, None], positions=(prompt_lengths + t)[:, None], cache=cache
+        )
+        return t + 1, logits[:, 0], cache, done, tokens, log_probs
+
+    def unfinished(carry: tuple) -> jax.Array:
+        t, done = carry[0], carry[3]
+        return (t < max_new_tokens) & ~jnp.all(done)
+
+    start = (
+        jnp.zeros((), jnp.int32),
+        logits,
+        cache,
+        jnp.zeros(num_rows, bool),
+        jnp.full((num_rows, max_new_tokens), pad_id, jnp.int32),
+        jnp.zeros((num_rows, max_new_tokens)),
+    )
+    _, _, _, done, tokens, log_probs = jax.lax.while_loop(unfinished, step, start)
+    ended = jnp.cumsum(tokens == eos_id, axis=1)
+    mask = (ended - (tokens == eos_id)) == 0  # nothing before it is <eos>
+    return Samples(
+        tokens=tokens,
+        mask=mask,
+        log_probs=log_probs,
+        tags=id_to_tag(config, tokens[:, 0]),
+        stop_reason=jnp.where(done, STOP_EOS, STOP_LENGTH),
+    )
+
+
+def _share(
+    logits: jax.Array, cache: KVCache, num_samples: int, config: ModelConfig
+) -> tuple[jax.Array, KVCache]:
+    """Give each prompt's logits `[P, V+S]` and cache to its G samples."""
+    row_axis = 1 if config.scan_layers else 0
+    repeat = partial(jnp.repeat, repeats=num_samples)
+    keys, values = jax.tree.map(partial(repeat, axis=row_axis), (cache.keys, cache.values))
+    segments = repeat(cache.segment_ids, axis=0)
+    return repeat(logits, axis=0), KVCache(keys, values, segments, cache.length)
