@@ -21,7 +21,7 @@ import io
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import sentencepiece
 
@@ -47,7 +47,7 @@ class Tokenizer:
     eos_id: ClassVar[int] = 2
     unk_id: ClassVar[int] = 3  # SentencePiece demands one; no text is encoded to it
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         try:
             model = self._processor
         except RuntimeError as error:
@@ -114,11 +114,11 @@ class Tokenizer:
         Raises:
           ValueError: an id is outside [0, vocab_size).
         """
-        ids = list(ids)
+        ids, size = list(ids), self.vocab_size
         for i in ids:
-            if not 0 <= i < self.vocab_size:
+            if not 0 <= i < size:
                 raise ValueError(
-                    f"ids has {i}, outside [0, {self.vocab_size}): take strategy ids and other "
+                    f"ids has {i}, outside [0, {size}): take strategy ids and other "
                     "additions to the vocabulary out before decoding."
                 )
         text = b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
@@ -129,7 +129,7 @@ class Tokenizer:
         pathlib.Path(path).write_bytes(self.proto)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote.
 
         Raises:
@@ -147,7 +147,7 @@ class Tokenizer:
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         return Tokenizer, (self.proto,)  # the loaded model is rebuilt, not carried along
 
     def __repr__(self) -> str:
@@ -188,10 +188,11 @@ def train_tokenizer(
         words = (*words, *(str(n) for n in range(max_number + 1)))
     _check_words(words)
 
-    # The trainer strips newlines at the end, and needs one character that is in no word: the space.
-    lines = [f" {line} ".replace(RESERVED, " ") for line in (*lines, "")]
+    lines = list(lines)
     for line in lines:
         _check_utf8("lines", line)
+    # The trainer strips newlines at the end, and needs one character that is in no word: the space.
+    lines = [f" {line} ".replace(RESERVED, " ") for line in (*lines, "")]
 
     bound = 4 + 256 + len(words) + len(set().union(*lines))  # holds every piece of one character
     if vocab_size is None:

@@ -61,8 +61,10 @@ def joint_counts(
             f"tags, strategies: shapes {tags.shape} and {strategies.shape} must both be [N]."
         )
     counts = np.zeros((num_tags, num_strategies), np.int64)
-    for name, indices, size in (("tags", tags, num_tags),
-                                ("strategies", strategies, num_strategies)):
+    for name, indices, size in (
+        ("tags", tags, num_tags),
+        ("strategies", strategies, num_strategies),
+    ):
         if len(indices) and indices.dtype.kind not in "iu":
             raise ValueError(f"{name}: {indices.dtype} must be integers, one index per sample.")
         if ((indices < 0) | (indices >= size)).any():
@@ -94,11 +96,10 @@ def mutual_information(counts: ArrayLike) -> float:
     return max(0.0, apart - entropy(counts))  # rounding can leave -1e-16
 
 
-
 def vendi_score(similarity: ArrayLike, order: float = 1.0) -> float:
     """The effective number of different items, from their similarities: in [1, n].
 
-    exp of the Shannon entropy of the eigenvalues of K/n (arXiv 2210.02410, def. 3.1), or of their
+    exp of the Shannon entropy of the eigenvalues of K/n (arXiv 2210.02410), or of their
     Renyi entropy of another order q (arXiv 2310.12952): (sum of lambda^q)^(1/(1-q)). Small orders
     weigh rare items more, large ones less; order 0 is the rank, infinity is 1 / max lambda.
 
@@ -181,7 +182,7 @@ def self_bleu(sequences: Sequence[TokenSequence], max_n: int = 4) -> float:
     Raises:
       ValueError: fewer than two sequences, max_n < 1, or a plain string among the sequences.
     """
-    _check_sequences(sequences, max_n)
+    _check_sequences(sequences, max_n, name="max_n")
     if len(sequences) < 2:
         raise ValueError(f"sequences: {len(sequences)} given, self-BLEU compares at least 2.")
     matched, possible = _clipped_matches(sequences, max_n)
@@ -234,7 +235,6 @@ def _ngrams(sequence: TokenSequence, n: int) -> Counter:
     return Counter(tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1))
 
 
-
 def _check_weights(name: str, weights: ArrayLike) -> np.ndarray:
     weights = np.asarray(weights, dtype=np.float64)
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
@@ -254,8 +254,8 @@ def _check_similarity(similarity: np.ndarray) -> None:
         raise ValueError("similarity: must have a unit diagonal; normalise the kernel.")
 
 
-def _check_sequences(sequences: Sequence[TokenSequence], n: int) -> None:
+def _check_sequences(sequences: Sequence[TokenSequence], n: int, name: str = "n") -> None:
     if n < 1:
-        raise ValueError(f"n={n}: an n-gram has at least one token.")
+        raise ValueError(f"{name}={n}: the length of an n-gram must be at least 1.")
     if isinstance(sequences, str) or any(isinstance(sequence, str) for sequence in sequences):
         raise ValueError("sequences: a plain string is given; split every text into words first.")

@@ -41,7 +41,6 @@ class Estimate:
         return dataclasses.asdict(self)
 
 
-
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> np.ndarray:
     """The chance that k of a problem's samples hold a correct one: 1 - C(n-c, k) / C(n, k).
 
@@ -90,7 +89,7 @@ def g_pass_at_k(
     n, c = _check_sample_counts(num_samples, num_correct, k)
     if not 0.0 < threshold <= 1.0:
         raise ValueError(f"threshold={threshold}: must be above 0 and at most 1.")
-    needed = max(1, math.ceil(threshold * k - 1e-9))  # 0.7 * 10 is a little above 7 in floats
+    needed = max(1, math.ceil(threshold * k - 1e-9))  # 0.28 * 25 is a little above 7 in floats
 
     @functools.cache  # problems share n, and few values of c occur
     def tail(n: int, c: int) -> float:
@@ -119,7 +118,6 @@ def coverage(correct: ArrayLike) -> np.ndarray:
     if not correct.shape[1] * correct.shape[2]:
         raise ValueError(f"correct: shape {correct.shape} holds no samples; give S and G >= 1.")
     return correct.any(axis=1).mean(axis=1)
-
 
 
 def interleave(samples: ArrayLike) -> np.ndarray:
@@ -168,7 +166,7 @@ def cons_at_k(answers: ArrayLike, correct: ArrayLike, k: int, seed: int = 0) -> 
     Consecutive slices of k samples are vote groups (the last N mod k samples are in none), and
     their mean is taken; the samples of several tags must come through `interleave`. A group
     without an answer is wrong. Ties are broken as in `majority_vote`, with (seed, problem, group)
-    as the seed, so that a problem's value does not depend on which others are evaluated.
+    as the seed, so that the ties of one problem do not shift those of the next.
 
     Args:
       answers: `[P, N]` of strings, or None where a sample has no final answer.
@@ -216,7 +214,6 @@ def _verdict_by_answer(
     return verdicts
 
 
-
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
     """A proportion and its Wilson score interval (Wilson 1927), for independent trials.
 
@@ -236,8 +233,9 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Es
     centre = (share + z**2 / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     # Rounding may put an end a hair inside the share at 0 and at 1.
-    return Estimate(share, min(max(0.0, centre - half), share),
-                    max(min(1.0, centre + half), share), int(trials))
+    return Estimate(
+        share, min(max(0.0, centre - half), share), max(min(1.0, centre + half), share), int(trials)
+    )
 
 
 def mean_estimate(
@@ -251,9 +249,7 @@ def mean_estimate(
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"values: shape {values.shape} must be one value per problem, [P].")
-    return bootstrap(
-        np.mean, values, seed=seed, num_resamples=num_resamples, confidence=confidence
-    )
+    return bootstrap(np.mean, values, seed=seed, num_resamples=num_resamples, confidence=confidence)
 
 
 def difference_estimate(
@@ -331,7 +327,6 @@ def bootstrap(
         )
     low, high = np.quantile(resampled, [tail, 1.0 - tail])
     return Estimate(value, min(float(low), value), max(float(high), value), num_problems)
-
 
 
 def _check_sample_counts(

@@ -171,6 +171,14 @@ def test_characters_that_the_trainer_reserves_do_not_lose_a_line():
     assert tokenizer.vocab_size == 4 + 256 + 1 + 4
 
 
+def test_merges_never_meet_in_a_special_piece():
+    parts = ["<s", "s>", "</", "/s>", "<pa", "ad>", "<unk", "nk>", "<0x", "41>", "0x4", "1>"]
+    tokenizer = train_tokenizer(parts * 100, vocab_size=289)
+    for text in ("<s>", "</s>", "<pad>", "<unk>", "<0x41>"):
+        check_text(tokenizer, text)
+        check_text(tokenizer, f"{text}{text} {text}")
+
+
 def test_long_lines_are_learned_from():
     tokenizer = train_tokenizer(["xy" * 50_000], vocab_size=None)
     assert tokenizer.vocab_size == 4 + 256 + 1 + 2
@@ -225,6 +233,16 @@ def test_special_ids_are_distinct_and_skipped_in_decode(tokenizers):
     assert tokenizer.decode([ids[0], tokenizer.unk_id]) == "7\ufffd"
 
 
+def test_empty_text_has_no_ids(tokenizers):
+    assert all(tokenizer.encode("") == [] for tokenizer in tokenizers.values())
+
+
+def test_part_of_a_character_decodes_to_the_replacement_character(tokenizers):
+    ids = tokenizers["words"].encode("a 日")  # a word, the space, three bytes
+    assert len(ids) == 5
+    assert tokenizers["words"].decode(ids[:4]) == "a \ufffd"
+
+
 def test_any_ids_decode(tokenizers):
     """What a policy samples need not be UTF-8, but is read all the same."""
     rng = random.Random(0)
@@ -246,7 +264,7 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizers, kind):
 def test_lone_surrogates_are_refused(tokenizers):
     with pytest.raises(ValueError, match=r"text has the lone surrogate '\\ud800' at position 2"):
         tokenizers["digits"].encode("ab\ud800")
-    with pytest.raises(ValueError, match=r"lines has the lone surrogate '\\udfff'"):
+    with pytest.raises(ValueError, match=r"lines has the lone surrogate '\\udfff' at position 1"):
         train_tokenizer(["a\udfff"], vocab_size=None)
 
 

@@ -1,0 +1,206 @@
+"""The run directory: what a run is, what it measured, and how far it is.
+
+    config.json        the configuration, with versions, git revision and device
+    metrics.jsonl      one line per training step
+    completions.jsonl  sampled completions with the verdict's reason
+    results.json       the figures; there once the run has finished
+    plots/             pictures of the results
+
+An existing run is never harmed: a finished one is left alone, an unfinished one of the same
+configuration is moved to attempts/ and started again, anything else is refused.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+CONFIG, RESULTS = "config.json", "results.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "sentencepiece", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on beside the configuration."""
+    found = {package: metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **found, "device": jax.devices()[0].device_kind}
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with `+changes` if files differ from it; None outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
+    try:
+        done = subprocess.run([*command, "--dirty=+changes"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.decode().strip()
+
+
+def first_difference(old: Mapping, new: Mapping, prefix: str = "") -> str | None:
+    """The first key at which two nested configurations differ, with both values."""
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            inner = first_difference(before, after, f"{prefix}{key}.")
+            if inner:
+                return inner
+        elif before != after:
+            return f"{prefix}{key} is {before!r} there and {after!r} here"
+    return None
+
+
+def finished_results(workdir: str | os.PathLike, config: Mapping[str, Any]) -> dict | None:
+    """The results of a finished run of this configuration; None if it is still to be run.
+
+    Nothing is written.
+
+    Raises:
+      ValueError: the directory holds something else, in one sentence.
+    """
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"workdir={workdir}: is a file; choose a directory.")
+    if not workdir.exists() or not any(workdir.iterdir()):
+        return None
+    if not (workdir / CONFIG).is_file():
+        raise ValueError(f"workdir={workdir}: holds files but no run; choose another directory.")
+    try:
+        held = json.loads((workdir / CONFIG).read_text())["config"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(
+            f"workdir={workdir}: its config.json cannot be read; choose another directory."
+        ) from error
+    difference = first_difference(held, json.loads(json.dumps(config)))
+    if difference:
+        raise ValueError(
+            f"workdir={workdir}: holds a run of another configuration ({difference}); "
+            "choose another directory."
+        )
+    results = workdir / RESULTS
+    return json.loads(results.read_text()) if results.is_file() else None
+
+
+class Run:
+    """An open run directory that is being written."""
+
+    def __init__(self, workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+        """Start the run; `finished_results` says whether it may be."""
+        self.path = Path(workdir)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._set_aside()
+        (self.path / "plots").mkdir()
+        self._started = time.monotonic()
+        about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
+        self._write(CONFIG, {"config": config, **about})
+        self._metrics = (self.path / "metrics.jsonl").open("w")
+        self._completions = (self.path / "completions.jsonl").open("w")
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._metrics.close()
+        self._completions.close()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the run started."""
+        return time.monotonic() - self._started
+
+    def log_metrics(self, phase: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        _append(self._metrics, {"phase": phase, "step": step, **metrics})
+
+    def log_completions(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to completions.jsonl."""
+        for row in rows:
+            _append(self._completions, row)
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write results.json, which marks the run as finished."""
+        self._write(RESULTS, {**results, "versions": versions(), "seconds": round(self.seconds, 1)})
+
+    def _set_aside(self) -> None:
+        """Move the files of an unfinished run to attempts/N/."""
+        left = [path for path in self.path.iterdir() if path.name != "attempts"]
+        if left:
+            attempts = self.path / "attempts"
+            number = 1 + sum(1 for _ in attempts.glob("*"))
+            kept = attempts / str(number)
+            kept.mkdir(parents=True)
+            for path in left:
+                path.rename(kept / path.name)
+            print(f"{self.path}: was not finished; starting again, its files are in {kept}.")
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
+        partial.replace(self.path / name)
+
+
+def _append(file: TextIO, row: Mapping[str, Any]) -> None:
+    file.write(json.dumps(row, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and numpy numbers as JSON."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | jax.Array) else str(value)
+
+
+@dataclasses.dataclass
+class Progress:
+    """A progress bar with tokens/s and time left; a plain line now and then off a terminal.
+
+    Attributes:
+      label: what is being done.
+      total: steps to come.
+      every: seconds between plain lines.
+    """
+
+    label: str
+    total: int
+    every: float = 15.0
+
+    def __post_init__(self) -> None:
+        self._bar = tqdm(
+            total=self.total, desc=self.label, disable=not sys.stderr.isatty(), unit="step"
+        )
+        self._done, self._tokens = 0, 0.0
+        self._started = self._spoke = time.monotonic()
+
+    def advance(self, tokens: float, **shown: float) -> None:
+        """One more step, of so many tokens; `shown` are figures worth a look."""
+        self._done += 1
+        self._tokens += tokens
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._started, 1e-9)
+        figures = {name: f"{value:.3f}" for name, value in shown.items()}
+        self._bar.set_postfix({"tokens/s": f"{rate:,.0f}", **figures}, refresh=False)
+        self._bar.update()
+        if self._bar.disable and (now - self._spoke > self.every or self._done == self.total):
+            self._spoke = now
+            left = (now - self._started) / self._done * (self.total - self._done)
+            told = "  ".join(f"{name} {value}" for name, value in figures.items())
+            print(f"{self.label}  {self._done}/{self.total}  {told}  {rate:,.0f} tokens/s  "
+                  f"{left:.0f} s left", flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
