@@ -22,6 +22,7 @@ setup(
         "absl-py>=2.3",
         "ml_collections>=1.1",
         "numpy>=2.0",
+        "scipy>=1.14",
         "tqdm>=4.67",
         "matplotlib>=3.10",
     ],

@@ -9,6 +9,7 @@ batches are the same for any number of workers and a position is one integer.
 """
 
 import dataclasses
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -98,6 +99,13 @@ def practice_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -
         if trace is not None:
             examples.append(_example(tokenizer, task.prompt(problem), [trace.completion]))
     return examples
+
+
+def bucket_lengths(examples: Sequence[Example], count: int) -> list[int]:
+    """At most `count` bucket lengths that hold about equally many examples, multiples of 4."""
+    longest = [example.longest for example in examples]
+    shares = np.quantile(longest, np.arange(1, count + 1) / count)
+    return sorted({4 * math.ceil(length / 4) for length in shares})
 
 
 def plan_batches(

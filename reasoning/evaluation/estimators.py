@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
+import scipy.stats
 from numpy.typing import ArrayLike
 
 
@@ -271,6 +272,20 @@ def difference_estimate(
     if a.shape != b.shape:
         raise ValueError(f"b: shape {b.shape} must be that of a, {a.shape}: the same problems.")
     return mean_estimate(a - b, seed, num_resamples, confidence)
+
+
+def runs_estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """The mean over independent runs (seeds) with Student's t interval; n is their number.
+
+    Raises:
+      ValueError: fewer than two runs, or confidence outside (0, 1).
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        raise ValueError(f"values: {len(values)} run has no interval; give at least two.")
+    quantile = scipy.stats.t.ppf(0.5 + _check_confidence(confidence) / 2, len(values) - 1)
+    mean, half = values.mean(), quantile * values.std(ddof=1) / math.sqrt(len(values))
+    return Estimate(float(mean), float(mean - half), float(mean + half), len(values))
 
 
 def bootstrap(

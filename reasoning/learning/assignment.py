@@ -10,6 +10,7 @@ The matching cost of trace j under tag i is the stop-gradient mean NLL of the tr
 tokens (METHODS 1.2):  L_match(i, j) = -sg( 1/L sum_{t<=L} log pi(r_t | x, g_i, r_<t) ).
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -56,7 +57,7 @@ def matching_costs(
     `prefix - match_tokens`. No gradient flows through the result.
     """
     num_rows, num_tags = batch.tokens.shape[0], config.num_strategies
-    short = jax.tree.map(lambda array: array, batch).replace(tokens=batch.tokens[:, :prefix])
+    short = batch.replace(tokens=batch.tokens[:, :prefix])
     tokens = jax.vmap(lambda tag: with_tags(config, short, jnp.full(num_rows, tag)))(
         jnp.arange(num_tags)
     )
@@ -100,6 +101,21 @@ def random_injection(batch: TraceBatch, num_strategies: int, key: jax.Array) -> 
     return jnp.take_along_axis(orders, batch.slot[:, None], axis=1)[:, 0]
 
 
+def matching_entropy(costs: jax.Array, batch: TraceBatch, match_tokens: int) -> jax.Array:
+    """How undecided the tags are, in nats: mean entropy of p(tag | the trace's first L tokens).
+
+    ln S where no tag prefers any trace, 0 where every trace belongs to one tag. The likelihood of
+    L tokens under tag i is exp(-L cost_i); tags are equally likely beforehand.
+    """
+    log_posterior = jax.nn.log_softmax(-match_tokens * costs)
+    entropy = -jnp.sum(jnp.exp(log_posterior) * log_posterior, axis=-1)
+    exists = batch.lengths > 0
+    return jnp.sum(entropy * exists) / jnp.maximum(exists.sum(), 1)
+
+
+@partial(
+    jax.jit, static_argnames=("arm", "config", "num_traces", "prefix", "match_tokens")
+)
 def assign(
     arm: Arm,
     config: ModelConfig,
@@ -110,21 +126,29 @@ def assign(
     num_traces: int,
     prefix: int,
     match_tokens: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Tags `[N]` of a batch's rows under an arm, and the costs `[N, S]` they were chosen by.
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Tags `[N]` of a batch's rows under an arm, and the arm's metrics.
 
     Args:
       key: consumed by `random`.
       num_traces: M, the most traces that a problem has.
       prefix, match_tokens: see `matching_costs`.
+
+    Returns:
+      the tags, and for `matched` its `matching_entropy` and `matching_cost` (nats per token).
     """
     num_rows, num_tags = batch.tokens.shape[0], config.num_strategies
-    costs = jnp.zeros((num_rows, num_tags))
-    if arm == "matched":
-        costs = matching_costs(config, params, batch, prefix, match_tokens)
-        return match_rows(costs, batch, num_traces), costs
-    if arm == "random":
-        return random_injection(batch, num_tags, key), costs
+    if arm == "mixed":
+        return jnp.zeros(num_rows, jnp.int32), {}
     if arm == "fixed":
-        return batch.slot, costs
-    return jnp.zeros(num_rows, jnp.int32), costs
+        return jnp.asarray(batch.slot), {}
+    if arm == "random":
+        return random_injection(batch, num_tags, key), {}
+    costs = matching_costs(config, params, batch, prefix, match_tokens)
+    tags = match_rows(costs, batch, num_traces)
+    exists = batch.lengths > 0
+    paid = jnp.take_along_axis(costs, tags[:, None], axis=1)[:, 0]
+    return tags, {
+        "matching_entropy": matching_entropy(costs, batch, match_tokens),
+        "matching_cost": jnp.sum(paid * exists) / jnp.maximum(exists.sum(), 1),
+    }

@@ -10,6 +10,12 @@ Reduction = Literal["token_mean", "sequence_mean", "set_sum"]
 REDUCTIONS: tuple[Reduction, ...] = ("token_mean", "sequence_mean", "set_sum")
 
 
+def check_reduction(reduction: str) -> None:
+    """Refuse an unknown reduction with one sentence (ValueError)."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction={reduction!r}: must be one of {', '.join(REDUCTIONS)}.")
+
+
 def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """-log p(token) of tokens 1..T-1 given those before: `[B, T, V]`, `[B, T]` -> `[B, T-1]`.
 
@@ -30,8 +36,9 @@ def reduce_nll(
     set_sum: summed over the labels of a problem's traces, mean over the `num_sets` problems; the
       paper's L_Hungarian (2510.05132, METHODS 1.2). Which of the three its code used is unknown.
 
-    An empty mask gives 0.
+    An empty mask gives 0. An unknown reduction raises a ValueError.
     """
+    check_reduction(reduction)
     mask = mask.astype(jnp.float32)
     total = jnp.sum(nll * mask)
     if reduction == "token_mean":
@@ -40,6 +47,4 @@ def reduce_nll(
         labels = mask.sum(axis=-1)
         means = jnp.sum(nll * mask, axis=-1) / jnp.maximum(labels, 1.0)
         return means.sum() / jnp.maximum((labels > 0).sum(), 1)
-    if reduction == "set_sum":
-        return total / jnp.maximum(num_sets, 1)
-    raise ValueError(f"reduction={reduction!r}: must be one of {', '.join(REDUCTIONS)}.")
+    return total / jnp.maximum(num_sets, 1)

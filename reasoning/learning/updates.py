@@ -5,7 +5,6 @@
     params      = optimizer(params, gradient of the loss)
 """
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -28,42 +27,6 @@ class TrainState:
     params: Any
     opt_state: Any
     step: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up, cosine decay to a tenth, and clipping by global norm.
-
-    Attributes:
-      learning_rate: the peak.
-      num_steps: length of the schedule.
-      warmup_steps: steps from 0 to the peak.
-      weight_decay: decoupled, on matrices only.
-      clip_norm: largest global gradient norm.
-    """
-
-    learning_rate: float = 2e-3
-    num_steps: int = 1000
-    warmup_steps: int = 20
-    b1: float = 0.9
-    b2: float = 0.98
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-
-
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optax chain that an `OptimizerConfig` describes."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps,
-        max(config.num_steps, config.warmup_steps + 1), config.learning_rate / 10,
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay,
-            mask=partial(jax.tree.map, lambda x: x.ndim > 1),
-        ),
-    )
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

@@ -1,12 +1,15 @@
 """Strategy tags: the embedding table `[S, d_model]`, and the ids V..V+S-1 that look it up."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from reasoning.models.config import ModelConfig
 
-TABLE = "strategy_embedding"  # the name of the table among the policy's parameters
+# The names of the strategies' parameters: their embeddings, and their head where it is not tied.
+TABLE, HEAD = "strategy_embedding", "strategy_head"
 
 
 def tag_to_id(config: ModelConfig, tags: jax.Array) -> jax.Array:
@@ -37,22 +40,23 @@ def score(token_head: jax.Array, strategy_head: jax.Array, hidden: jax.Array) ->
     return jnp.concatenate(parts, axis=-1)
 
 
-def open_strategies(params: dict, like: int, key: jax.Array, noise: float) -> dict:
-    """Start every strategy from one token of the base policy, apart by Gaussian noise.
+def spread_strategies(params: Any, key: jax.Array, noise: float) -> Any:
+    """Start every strategy where tag 0 stands, apart by Gaussian noise; the key is consumed.
 
-    A policy that was pre-trained without tags opens its traces with an ordinary token; tags that
-    begin as that token continue where pre-training ended, and the noise breaks their symmetry.
+    A policy that was pre-trained under tag 0 alone then continues under any tag where
+    pre-training ended, and the noise breaks the symmetry between the tags.
 
     Args:
       params: the policy's parameters (unboxed), not changed.
-      like: id of the opening token.
-      key: consumed.
-      noise: standard deviation, in units of the token embedding's own standard deviation.
+      noise: standard deviation, in units of the standard deviation of tag 0's embedding.
     """
-    strategies = params["params"][TABLE]
-    row = params["params"]["token_embedding"][like]
-    spread = noise * jnp.std(row) * jax.random.normal(key, strategies.shape, strategies.dtype)
-    return {**params, "params": {**params["params"], TABLE: row + spread}}
+    weights = dict(params["params"])
+    for table in (name for name in (TABLE, HEAD) if name in weights):
+        key, table_key = jax.random.split(key)
+        row = weights[table][0]
+        spread = jax.random.normal(table_key, weights[table].shape, weights[table].dtype)
+        weights[table] = row + noise * jnp.std(row) * spread
+    return {**params, "params": weights}
 
 
 def table_initializer() -> nn.initializers.Initializer:

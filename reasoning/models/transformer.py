@@ -282,7 +282,7 @@ class Transformer(nn.Module):
             head_init = _kernel(config.d_model**-0.5, "vocab", "embed")
             heads = (
                 self.param("token_head", head_init, token_table.shape),
-                self.param("strategy_head", head_init, strategy_table.shape),
+                self.param(strategies.HEAD, head_init, strategy_table.shape),
             )
         return strategies.score(*heads, x), cache
 

@@ -103,8 +103,8 @@ class Run:
         self._started = time.monotonic()
         about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
         self._write(CONFIG, {"config": config, **about})
-        self._metrics = (self.path / "metrics.jsonl").open("w")
-        self._completions = (self.path / "completions.jsonl").open("w")
+        self._metrics = (self.path / "metrics.jsonl").open("w", buffering=1)
+        self._completions = (self.path / "completions.jsonl").open("w", buffering=1)
 
     def __enter__(self) -> "Run":
         return self

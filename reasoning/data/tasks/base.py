@@ -12,6 +12,7 @@ A `Trace` is what one strategy writes; `completion` joins its steps and its answ
 
 import dataclasses
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
@@ -99,13 +100,22 @@ def split_of(key: str) -> Split:
 
 
 def stream(task: Task, split: Split, seed: int) -> Iterator[Any]:
-    """The endless stream of a split's problems, in the order of their index."""
-    index = 0
-    while True:
+    """The endless stream of a split's problems, in the order of their index.
+
+    Raises:
+      ValueError: the split seems to be empty, as it may be for a very small task.
+    """
+    skipped = 0
+    for index in itertools.count():
         problem = task.sample(seed, index)
         if split_of(task.key(problem)) == split:
+            skipped = 0
             yield problem
-        index += 1
+        elif (skipped := skipped + 1) == 10_000:
+            raise ValueError(
+                f"split={split!r}: none of {skipped} problems of {task.name} falls into it; "
+                "make the task larger."
+            )
 
 
 def distinct_problems(task: Task, split: Split, seed: int, count: int) -> list[Any]:
@@ -114,6 +124,8 @@ def distinct_problems(task: Task, split: Split, seed: int, count: int) -> list[A
     Raises:
       ValueError: the split seems to hold fewer than `count` different instances.
     """
+    if count < 1:
+        raise ValueError(f"count={count}: ask for at least one problem.")
     found: dict[str, Any] = {}
     misses = 0
     for problem in stream(task, split, seed):

@@ -48,9 +48,11 @@ class Step:
 
     @property
     def equation(self) -> str:
+        """`a op b = result`."""
         return f"{self.a} {self.op} {self.b} = {self.result}"
 
     def text(self, check: str) -> str:
+        """The step as a trace writes it."""
         return f"{'from ' if self.back else ''}{self.equation} {check}"
 
 
@@ -158,25 +160,32 @@ class Countdown:
       largest: numbers are drawn from 1..largest.
       target: targets are drawn from 1..target.
       tries: how many complete combinations a strategy may try before it gives up.
+      limit: no step may have a larger result; the largest number of the task's texts.
     """
 
     name = "countdown"
     strategies = ("largest", "smallest", "nearest", "backward")
     words = ("make", ":", "+", "-", "*", "/", "=", ",", "yes", "high", "low", "from", "answer")
-    max_number = 99
 
     def __init__(
-        self, size: int = 3, largest: int = 9, target: int = 40, tries: int = 4
+        self,
+        size: int = 3,
+        largest: int = 12,
+        target: int = 40,
+        tries: int = 4,
+        limit: int = 40,
     ) -> None:
         if size < 2:
             raise ValueError(f"size={size}: countdown needs at least 2 numbers.")
-        if not 1 <= largest <= self.max_number or not 1 <= target <= self.max_number:
-            raise ValueError(
-                f"largest={largest}, target={target}: both must lie in 1..{self.max_number}."
-            )
         if tries < 1:
             raise ValueError(f"tries={tries}: a strategy needs at least one try.")
+        if not limit <= 9999:
+            raise ValueError(f"limit={limit}: the verifier reads numbers up to 9999.")
+        for name, value in (("largest", largest), ("target", target)):
+            if not 1 <= value <= limit:
+                raise ValueError(f"{name}={value}: must lie in 1..limit={limit}.")
         self.size, self.largest, self.target, self.tries = size, largest, target, tries
+        self.max_number = limit
 
     def sample(self, seed: int, index: int) -> CountdownProblem:
         """Numbers and target drawn uniformly, and again until the target can be reached."""
@@ -188,12 +197,15 @@ class Countdown:
                 return problem
 
     def key(self, problem: CountdownProblem) -> str:
+        """The sorted numbers and the target: the order shown makes no other instance."""
         return f"{sorted(problem.numbers)} {problem.target}"
 
     def prompt(self, problem: CountdownProblem) -> str:
+        """`3 5 7 make 36 :`."""
         return f"{' '.join(map(str, problem.numbers))} make {problem.target} :"
 
     def trace(self, problem: CountdownProblem, strategy: str) -> Trace | None:
+        """The strategy's search up to its success, None if it runs out of tries."""
         return self._bounded(self._search(problem, strategy))
 
     def practice(self, problem: CountdownProblem, rng: random.Random) -> Trace | None:
@@ -234,7 +246,7 @@ class Countdown:
         written = split_steps(steps)
         if not written:
             return 0.0
-        valid = _valid_steps(problem, written)
+        valid = _valid_steps(problem, written, self.max_number)
         if strategy is not None:
             taken = itertools.islice(self._search(problem, strategy), len(written))
             expected = [step.text(check) for step, check, _ in taken]
@@ -243,14 +255,17 @@ class Countdown:
         return sum(valid) / len(written)
 
     def recognise(self, problem: CountdownProblem, steps: str) -> str | None:
-        """The one strategy whose search shares the longest opening with the steps."""
-        written = split_steps(steps)
+        """The one strategy whose search shares the longest opening with the steps.
+
+        Compared are the operations that are chosen: a wrong result is a wrong sum, not another
+        strategy.
+        """
+        written = [_choice(text) for text in split_steps(steps)]
         shared = {}
         for strategy in self.strategies:
-            taken = self._search(problem, strategy)
-            same = itertools.takewhile(
-                lambda pair: pair[0] == pair[1][0].text(pair[1][1]), zip(written, taken)
-            )
+            search = self._search(problem, strategy)
+            taken = (_choice(step.text(check)) for step, check, _ in search)
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(written, taken))
             shared[strategy] = sum(1 for _ in same)
         best = max(shared.values())
         winners = [strategy for strategy, length in shared.items() if length == best]
@@ -296,13 +311,18 @@ def split_steps(steps: str) -> list[str]:
     return _STEP.findall(steps)
 
 
+def _choice(step: str) -> str:
+    """A step without its result and check: `from 36 - 1`."""
+    return step.partition(" = ")[0]
+
+
 def _parse_equation(text: str) -> tuple[int, str, int, int] | None:
     """`a op b = c` with plain ASCII numbers of at most four digits, None for anything else."""
     match = _EQUATION.fullmatch(text)
     return match and (int(match[1]), match[2], int(match[3]), int(match[4]))
 
 
-def _valid_steps(problem: CountdownProblem, written: list[str]) -> list[bool]:
+def _valid_steps(problem: CountdownProblem, written: list[str], limit: int) -> list[bool]:
     """For each step, whether some branch of the search opened so far allows it."""
     start = tuple(sorted(problem.numbers))
     # Open positions of the search: (numbers left, goal, reached by backward steps).
@@ -313,7 +333,11 @@ def _valid_steps(problem: CountdownProblem, written: list[str]) -> list[bool]:
         equation, _, check = body.rpartition(" ")
         parsed = _parse_equation(equation)
         reached, ok = set(), False
-        if parsed is not None and _apply(parsed[0], parsed[1], parsed[2]) == parsed[3]:
+        if (
+            parsed is not None
+            and parsed[3] <= limit
+            and _apply(parsed[0], parsed[1], parsed[2]) == parsed[3]
+        ):
             for position in positions:
                 after = _take(position, parsed, back, check)
                 if after is not None:
@@ -334,7 +358,7 @@ def _take(
     numbers, goal, _ = position
     a, op, b, result = equation
     if back:
-        applies = a == goal and b in numbers and len(numbers) > 2 and check == ","
+        applies = a == goal and op != "*" and b in numbers and len(numbers) > 2 and check == ","
         return (_without(numbers, b), result, True) if applies else None
     needed = list(numbers)
     for operand in (a, b):

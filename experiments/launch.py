@@ -1,0 +1,67 @@
+"""What every launcher shares: its flags, and one clear sentence for what cannot be run.
+
+    python -m experiments.NAME --workdir=DIR [--config=FILE[:PRESET]] [--config.KEY=VALUE ...]
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from reasoning.runtime.runs import finished_results
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    str(Path(__file__).parent / "configs" / "countdown.py"),
+    "The configuration file, with an optional preset after a colon.",
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
+
+
+def refuse(error: object) -> None:
+    """End the program with one sentence on stderr and exit status 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def prepare(
+    set_up: Callable[[ml_collections.ConfigDict, tuple[str, ...]], Any],
+    config: ml_collections.ConfigDict,
+    arms: tuple[str, ...],
+    workdir: str,
+) -> tuple[Any, dict | None]:
+    """Check everything before anything is written: the setup, and a finished run's results."""
+    try:
+        setup = set_up(config, arms)
+        results = finished_results(workdir, config.to_dict())
+    except (ValueError, TypeError, OSError) as error:
+        refuse(error)
+    if results is not None:
+        print(f"{workdir}: finished already, nothing is changed.")
+    return setup, results
+
+
+def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
+    """Parse the flags and call `program(config, workdir)`."""
+
+    def main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            refuse(f"{argv[1]!r}: no such argument; settings are given as --config.KEY=VALUE.")
+        if not _WORKDIR.value:
+            refuse("workdir is missing: say where the run is to be written, --workdir=DIR.")
+        program(_CONFIG.value, _WORKDIR.value)
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            refuse(str(error).strip().split("\n")[0])
+
+    jax.config.config_with_absl()
+    logging.set_verbosity(logging.WARNING)  # no word on accelerators that are not there
+    app.run(main, flags_parser=parse)

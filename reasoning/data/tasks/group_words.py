@@ -1,0 +1,215 @@
+"""Group words: multiply n elements of a small permutation group, a task of state tracking.
+
+No step can be skipped, so writing the steps is what makes it easy. Five strategies:
+
+    direct   the answer alone
+    left     from the left:   ((a b) c) d
+    right    from the right:  a (b (c d))
+    tree     neighbours in pairs, level by level:  (a b) (c d); an odd last one waits
+    filler   n - 1 dots: room to compute as in a fold, but no state is written (a control)
+
+    prompt   "3 1 4 2 :"
+    left     "3 1 = 5 5 4 = 2 2 2 = 0 answer 0"
+
+The elements are the permutations of the points 0, 1, ... in lexicographic order of their images
+(in A5 the even ones alone), numbered from 0, the identity. Words act from left to right: `a b = c`
+says that a and then b is c, c(i) = b(a(i)).
+"""
+
+import functools
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from reasoning.data.tasks.base import Trace, Verdict
+
+Word = tuple[int, ...]  # a problem: the elements in the order of the prompt
+Places = Iterable[int]  # a way to reduce a word: where the next two neighbours are multiplied
+
+DEGREES = {"S3": 3, "S4": 4, "S5": 5, "A5": 5}  # group -> how many points it permutes
+MAX_READINGS = 1000  # bounds the work of `check_trace`: it is exact up to about 32 elements
+
+
+@functools.cache
+def elements(group: str) -> tuple[tuple[int, ...], ...]:
+    """The permutations of a group as tuples of images; an element's number is its index."""
+    permutations = itertools.permutations(range(DEGREES[group]))
+    return tuple(p for p in permutations if group.startswith("S") or _is_even(p))
+
+
+@functools.cache
+def multiplication_table(group: str) -> tuple[tuple[int, ...], ...]:
+    """`table[a][b]` is the number of the product `a b`: first a, then b."""
+    members = elements(group)
+    number = {permutation: i for i, permutation in enumerate(members)}
+    return tuple(tuple(number[tuple(b[i] for i in a)] for b in members) for a in members)
+
+
+def _is_even(permutation: tuple[int, ...]) -> bool:
+    return sum(a > b for a, b in itertools.combinations(permutation, 2)) % 2 == 0
+
+
+def _left(n: int) -> Places:
+    return [0] * (n - 1)
+
+
+def _right(n: int) -> Places:
+    return range(n - 2, -1, -1)
+
+
+def _tree(n: int) -> Places:
+    while n > 1:
+        yield from range(n // 2)
+        n -= n // 2
+
+
+FOLDS: dict[str, Callable[[int], Places]] = {"left": _left, "right": _right, "tree": _tree}
+
+
+class GroupWords:
+    """The word problem of a group (`reasoning.data.tasks.base.Task`).
+
+    Args:
+      group: S3 (6 elements), S4 (24), S5 (120) or A5 (60, the smallest that is not solvable).
+      length: how many elements a word has.
+    """
+
+    name = "group_words"
+    strategies = ("direct", *FOLDS, "filler")
+    words = (":", "=", ".", "answer")
+
+    def __init__(self, group: str = "S3", length: int = 8) -> None:
+        if group not in DEGREES:
+            raise ValueError(f"group={group!r}: must be one of {', '.join(DEGREES)}.")
+        if length < 2:
+            raise ValueError(f"length={length}: a product needs at least 2 elements.")
+        self.group, self.length = group, length
+        self.max_number = len(elements(group)) - 1
+        self._table = multiplication_table(group)
+
+    def sample(self, seed: int, index: int) -> Word:
+        """Elements drawn uniformly."""
+        rng = random.Random(f"group_words/{seed}/{index}")
+        return tuple(rng.randint(0, self.max_number) for _ in range(self.length))
+
+    def key(self, problem: Word) -> str:
+        """The word itself: the order of its elements matters."""
+        return " ".join(map(str, problem))
+
+    def prompt(self, problem: Word) -> str:
+        """`3 1 4 2 :`."""
+        return f"{' '.join(map(str, problem))} :"
+
+    def trace(self, problem: Word, strategy: str) -> Trace:
+        """What `strategy` writes; every strategy finds the answer."""
+        return Trace(" ".join(self._steps(problem, strategy)), str(self._product(problem)))
+
+    def practice(self, problem: Word, rng: random.Random) -> Trace:
+        """Neighbours multiplied in random order (a short word leaves few orders to choose)."""
+        places = (rng.randrange(left - 1) for left in range(len(problem), 1, -1))
+        return Trace(" ".join(self._reduce(problem, places)), str(self._product(problem)))
+
+    def verify(self, problem: Word, answer: str | None) -> Verdict:
+        """The answer must be the number of the product, written as in the prompt."""
+        if not answer:
+            return Verdict(False, "no_answer")
+        if re.fullmatch(_NUMBER, answer) is None or int(answer) > self.max_number:
+            return Verdict(False, "malformed")
+        correct = int(answer) == self._product(problem)
+        return Verdict(correct, "correct" if correct else "wrong_value")
+
+    def check_trace(self, problem: Word, strategy: str | None, steps: str) -> float:
+        """Share of steps that are true products of two neighbours in the word as reduced so far.
+
+        With a strategy, a step must be the one that the strategy takes at that place. Nothing and
+        dots are right for the strategies `direct` and `filler`, and earn 0 without a strategy.
+        """
+        written = split_steps(steps)
+        if strategy is None:
+            return sum(self._valid_steps(problem, written)) / max(len(written), 1)
+        expected = self._steps(problem, strategy)
+        if not written:
+            return float(not expected)
+        return sum(text == step for text, step in zip(written, expected)) / len(written)
+
+    def recognise(self, problem: Word, steps: str) -> str | None:
+        """The one strategy that shares the longest opening with the steps.
+
+        Compared are the neighbours that are chosen: a wrong product, and going on with it, is a
+        wrong calculation, not another strategy.
+        """
+        written = split_steps(steps)
+        if not written:
+            return "direct"
+        dots = sum(1 for _ in itertools.takewhile(lambda text: text == ".", written))
+        shared = {name: _shared_opening(problem, fold, written) for name, fold in FOLDS.items()}
+        shared["filler"] = dots
+        best = max(shared.values())
+        winners = [strategy for strategy, length in shared.items() if length == best]
+        return winners[0] if best > 0 and len(winners) == 1 else None
+
+    def _product(self, problem: Word) -> int:
+        return functools.reduce(lambda a, b: self._table[a][b], problem)
+
+    def _steps(self, problem: Word, strategy: str) -> list[str]:
+        if strategy not in self.strategies:
+            raise ValueError(
+                f"strategy={strategy!r}: group_words has {', '.join(self.strategies)}."
+            )
+        if strategy in FOLDS:
+            return self._reduce(problem, FOLDS[strategy](len(problem)))
+        return ["."] * (len(problem) - 1) if strategy == "filler" else []
+
+    def _reduce(self, problem: Word, places: Places) -> list[str]:
+        """Multiply the neighbours at each place in turn; the steps written on the way."""
+        left, steps = list(problem), []
+        for place in places:
+            a, b = left[place : place + 2]
+            left[place : place + 2] = [self._table[a][b]]
+            steps.append(f"{a} {b} = {self._table[a][b]}")
+        return steps
+
+    def _valid_steps(self, problem: Word, written: list[str]) -> list[bool]:
+        """For each step, whether it applies to the word left by the valid ones before it."""
+        # The same two neighbours may stand in several places: follow each word that may be left.
+        readings = {problem}
+        valid = []
+        for text in written:
+            after = itertools.chain.from_iterable(self._apply(word, text) for word in readings)
+            reached = set(after)
+            valid.append(bool(reached))
+            readings = set(itertools.islice(reached, MAX_READINGS)) or readings
+        return valid
+
+    def _apply(self, word: Word, text: str) -> Iterator[Word]:
+        """The words that the step may leave: one for each place where its operands stand."""
+        match = _STEP.fullmatch(text)
+        if match is None:
+            return
+        a, b, product = map(int, match.groups())
+        for place, pair in enumerate(itertools.pairwise(word)):
+            if pair == (a, b) and self._table[a][b] == product:
+                yield (*word[:place], product, *word[place + 2 :])
+
+
+_NUMBER = r"0|[1-9][0-9]{0,2}"  # ASCII digits only, and few: the text may be anything
+_STEP = re.compile(rf"({_NUMBER}) ({_NUMBER}) = ({_NUMBER})")
+
+
+def split_steps(steps: str) -> list[str]:
+    """Cut a trace into its steps; words that form no product stand alone, as a dot does."""
+    return re.findall(r"\S+ \S+ = \S+|\S+", steps)
+
+
+def _shared_opening(problem: Word, fold: Callable[[int], Places], written: list[str]) -> int:
+    """How many steps multiply the fold's neighbours, whatever they say that the product is."""
+    left = list(map(str, problem))
+    shared = 0
+    for place, text in zip(fold(len(problem)), written):
+        operands, _, product = text.partition(" = ")
+        if operands != f"{left[place]} {left[place + 1]}":
+            break
+        left[place : place + 2] = [product]
+        shared += 1
+    return shared

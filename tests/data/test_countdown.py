@@ -1,0 +1,293 @@
+"""Countdown: the verifier against brute force, the strategies' searches against a replay."""
+
+import collections
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reasoning.data.tasks.base import split_of
+from reasoning.data.tasks.countdown import Countdown, CountdownProblem, split_steps
+
+LIMIT = 99
+THREE = Countdown(size=3, largest=9, target=40, tries=4, limit=LIMIT)
+FOUR = Countdown(size=4, largest=9, target=40, tries=8, limit=LIMIT)
+CANONICAL = {str(n): Fraction(n) for n in range(1, LIMIT + 1)}
+OPERATIONS = {"+": Fraction.__add__, "-": Fraction.__sub__, "*": Fraction.__mul__}
+PROBLEMS = st.builds(
+    CountdownProblem,
+    st.lists(st.integers(1, 12), min_size=2, max_size=3).map(tuple),
+    st.integers(1, 40),
+)
+
+
+def judge(problem: CountdownProblem, answer: str) -> bool:
+    """The rules again, word by word in fractions, with nothing taken from the verifier."""
+    words = [*answer.split(" "), ","]
+    pool = collections.Counter(map(Fraction, problem.numbers))
+    if len(words) != 6 * (len(problem.numbers) - 1):
+        return False
+    for i in range(0, len(words), 6):
+        a, op, b, equals, c, comma = words[i : i + 6]
+        if (equals, comma) != ("=", ",") or op not in OPERATIONS or not {a, b, c} <= set(CANONICAL):
+            return False
+        a, b, c = CANONICAL[a], CANONICAL[b], CANONICAL[c]
+        pool.subtract((a, b))
+        if min(pool.values()) < 0 or OPERATIONS[op](a, b) != c:
+            return False
+        pool[c] += 1
+    return pool[Fraction(problem.target)] == 1 == pool.total()
+
+
+def combinations(numbers: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+    """Every way to combine all the numbers within 1..LIMIT, as (equations, value)."""
+    if len(numbers) == 1:
+        yield "", numbers[0]
+    for i, a in enumerate(numbers):
+        for j, b in enumerate(numbers):
+            rest = tuple(n for k, n in enumerate(numbers) if k not in (i, j))
+            for op, operation in OPERATIONS.items():
+                c = int(operation(Fraction(a), Fraction(b)))
+                if i != j and 1 <= c <= LIMIT:
+                    for more, value in combinations((*rest, c)):
+                        yield f"{a} {op} {b} = {c}{' , ' if more else ''}{more}", value
+
+
+def solutions(problem: CountdownProblem) -> list[str]:
+    return [text for text, value in combinations(problem.numbers) if value == problem.target]
+
+
+@settings(deadline=None, max_examples=60)
+@given(PROBLEMS)
+def test_verifier_accepts_exactly_the_solutions(problem):
+    for answer, value in combinations(problem.numbers):
+        reason = "correct" if value == problem.target else "wrong_value"
+        assert THREE.verify(problem, answer).reason == reason
+        assert judge(problem, answer) == (value == problem.target)
+
+
+def test_verifier_accepts_every_solution_of_four_numbers():
+    for index in range(3):
+        problem = FOUR.sample(0, index)
+        found = solutions(problem)
+        assert found
+        assert all(FOUR.verify(problem, answer).correct for answer in found)
+
+
+@st.composite
+def mutations(draw: st.DrawFn, words: list[str]) -> list[str]:
+    """The words with one replaced, inserted, deleted, or two swapped."""
+    i, j = (draw(st.integers(0, len(words) - 1)) for _ in range(2))
+    word = draw(st.sampled_from((*Countdown.words, *map(str, range(13)), *words)))
+    swapped = list(words)
+    swapped[i], swapped[j] = words[j], words[i]
+    before, after = words[:i], words[i + 1 :]
+    choices = ([*before, word, *after], [*before, word, *words[i:]], [*before, *after], swapped)
+    return draw(st.sampled_from(choices))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_verifier_agrees_with_the_judge_on_mutated_solutions(data):
+    problem = THREE.sample(0, data.draw(st.integers(0, 200)))
+    words = data.draw(st.sampled_from(solutions(problem))).split()
+    for _ in range(data.draw(st.integers(1, 3))):
+        words = data.draw(mutations(words))
+    answer = " ".join(words)
+    verdict = THREE.verify(problem, answer)
+    assert verdict.correct == judge(problem, answer) == (verdict.reason == "correct")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(max_size=40) | st.lists(st.sampled_from((*Countdown.words, "3", "6", "9"))))
+def test_verifier_agrees_with_the_judge_on_any_text(text):
+    problem = CountdownProblem((3, 6), 9)
+    answer = text if isinstance(text, str) else " ".join(text)
+    assert THREE.verify(problem, answer).correct == judge(problem, answer)
+
+
+SEVEN = CountdownProblem((7, 5, 1), 36)  # 7 * 5 = 35 , 35 + 1 = 36
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("7 * 5 = 35 , 35 + 1 = 36", "correct"),
+        ("5 * 7 = 35 , 1 + 35 = 36", "correct"),
+        (None, "no_answer"),
+        ("", "no_answer"),
+        (" ", "malformed"),
+        ("36", "malformed"),
+        ("7 * 5 = 35", "malformed"),  # an equation is missing
+        ("7 * 5 = 35 , 35 + 1 = 36 , 36 + 1 = 37", "malformed"),  # one too many
+        ("7 * 5 = 35 , 35 + 1 = 36 ,", "malformed"),
+        ("7 * 5 = 35 , 35 + 1 = 36\n", "malformed"),
+        ("7*5=35 , 35+1=36", "malformed"),
+        ("07 * 5 = 35 , 35 + 1 = 36", "malformed"),
+        ("7 * 5 = 35 , 35 + 1 = 036", "malformed"),
+        ("٧ * 5 = 35 , 35 + 1 = 36", "malformed"),
+        ("７ * 5 = 35 , 35 + 1 = 36", "malformed"),
+        ("7 * 5 = 3_5 , 3_5 + 1 = 36", "malformed"),
+        ("7 * 5 = 35.0 , 35.0 + 1 = 36", "malformed"),
+        ("-7 * -5 = 35 , 35 + 1 = 36", "malformed"),
+        ("7 ** 5 = 16807 , 35 + 1 = 36", "malformed"),
+        ("7 * 5 = 35 , 35 + 1 = " + "9" * 5000, "malformed"),
+        ("7 * 5 = 35 , 35 + 7 = 42", "wrong_numbers"),  # 7 is used up
+        ("7 * 7 = 49 , 49 - 5 = 44", "wrong_numbers"),
+        ("6 * 6 = 36 , 36 + 1 = 37", "wrong_numbers"),
+        ("7 / 1 = 7 , 7 * 5 = 35", "wrong_equation"),  # nobody divides
+        ("7 * 5 = 36 , 36 * 1 = 36", "wrong_equation"),
+        ("1 - 7 = 6 , 6 * 5 = 30", "wrong_equation"),
+        ("7 * 5 = 35 , 35 - 1 = 34", "wrong_value"),
+    ],
+)
+def test_verdicts(answer, reason):
+    assert THREE.verify(SEVEN, answer).reason == reason
+
+
+def test_an_intermediate_result_has_a_bound():
+    problem, answer = CountdownProblem((60, 50, 20), 90), "60 + 50 = 110 , 110 - 20 = 90"
+    steps = "60 + 50 = 110 , 110 - 20 = 90 yes"
+    for limit, reason, share in ((110, "correct", 1.0), (109, "wrong_equation", 0.0)):
+        task = Countdown(largest=60, target=90, limit=limit)
+        assert task.verify(problem, answer).reason == reason
+        assert task.check_trace(problem, None, steps) == share
+
+
+@pytest.mark.parametrize(
+    "unit", ["9", " ", "7 * 5 = 35 , ", "( ", "from ", " = ", "٧", "\0", "a b c = d ", "🙂 "]
+)
+def test_long_nonsense_is_refused_quickly(unit):
+    text = unit * (100_000 // len(unit))
+    start = time.perf_counter()
+    assert not THREE.verify(SEVEN, text).correct
+    assert THREE.check_trace(SEVEN, "backward", text) == 0.0
+    if "7 * 5" not in unit:  # a true step stays true, however often it is written
+        assert THREE.check_trace(SEVEN, None, text) == 0.0
+        assert THREE.recognise(SEVEN, text) is None
+    assert time.perf_counter() - start < 2.0
+
+
+def replay(problem: CountdownProblem, steps: str) -> list[str]:
+    """The checks of a trace's tries, each against the goal that stood when it was made."""
+    goal, checks = problem.target, []
+    for step in split_steps(steps):
+        *_, a, op, b, _, result, check = step.split()
+        if step.startswith("from "):
+            undo = {"-": Fraction.__sub__, "/": Fraction.__truediv__, "+": Fraction.__add__}[op]
+            assert undo(Fraction(a), Fraction(b)) == int(result)
+            goal = int(result)
+        else:
+            assert OPERATIONS[op](Fraction(a), Fraction(b)) == int(result)
+        if check != ",":
+            difference = int(result) - goal
+            assert check == ("high" if difference > 0 else "low" if difference < 0 else "yes")
+            checks.append(check)
+    return checks
+
+
+@pytest.mark.parametrize("task", [THREE, FOUR, Countdown(size=2)])
+def test_a_trace_stops_at_its_first_success_within_its_tries(task):
+    for index in range(60):
+        problem = task.sample(1, index)
+        for strategy in task.strategies:
+            trace = task.trace(problem, strategy)
+            if trace is not None:
+                checks = replay(problem, trace.steps)
+                assert 1 <= len(checks) <= task.tries
+                assert checks.index("yes") == len(checks) - 1
+                assert judge(problem, trace.answer)
+
+
+def test_more_tries_never_change_a_trace_and_exhaust_the_forward_searches():
+    few = THREE
+    many = Countdown(size=3, largest=9, target=40, tries=10_000, limit=LIMIT)
+    for index in range(60):
+        problem = few.sample(2, index)
+        for strategy in few.strategies:
+            trace, full = few.trace(problem, strategy), many.trace(problem, strategy)
+            assert strategy == "backward" or full is not None  # every problem can be solved
+            in_time = full is not None and len(replay(problem, full.steps)) <= few.tries
+            assert trace == (full if in_time else None)
+
+
+@pytest.mark.parametrize("task", [THREE, FOUR])
+def test_strategies_succeed_on_different_problems(task):
+    problems = [task.sample(3, index) for index in range(200)]
+    solved = {
+        strategy: {p for p in problems if task.trace(p, strategy) is not None}
+        for strategy in task.strategies
+    }
+    union = set().union(*solved.values())
+    for strategy, own in solved.items():
+        others = set().union(*(s for name, s in solved.items() if name != strategy))
+        assert own - others, f"{strategy} solves nothing that the others do not"
+        assert len(union) > 1.1 * len(own)
+
+
+@pytest.mark.parametrize(
+    ("steps", "share"),
+    [
+        ("7 * 5 = 35 , 35 + 1 = 36 yes", 1.0),
+        ("35 + 1 = 36 yes 7 * 5 = 35 ,", 0.5),  # 35 is not there yet
+        ("7 * 5 = 35 , 35 + 1 = 36 high", 0.5),
+        ("7 * 5 = 35 , 35 - 1 = 34 high", 0.5),
+        ("7 * 5 = 35 yes 35 + 1 = 36 yes", 0.0),
+        ("from 36 - 1 = 35 , 7 * 5 = 35 yes", 1.0),
+        ("from 36 - 1 = 35 , 7 * 5 = 35 low", 0.5),
+        ("from 35 - 1 = 34 ,", 0.0),  # 35 is not the goal
+        ("from 36 / 5 = 7 ,", 0.0),
+        ("from 36 * 1 = 36 ,", 0.0),  # it would undo a division
+        ("7 / 1 = 7 ,", 0.0),
+        ("7 * 5 = 35 ,", 1.0),
+        ("7 * 5 = 35 , and so on", 0.25),
+        ("", 0.0),
+    ],
+)
+def test_check_trace_without_a_strategy(steps, share):
+    assert THREE.check_trace(SEVEN, None, steps) == share
+
+
+def test_a_wrong_result_is_not_another_strategy():
+    problems = (THREE.sample(4, index) for index in range(100))
+    problem = next(p for p in problems if _only(p) == "smallest")
+    steps = THREE.trace(problem, "smallest").steps
+    words = steps.split()
+    wrong = " ".join((*words[:4], "98", *words[5:]))
+    assert THREE.recognise(problem, steps) == THREE.recognise(problem, wrong) == "smallest"
+    assert THREE.check_trace(problem, "smallest", wrong) < 1
+
+
+def _only(problem: CountdownProblem) -> str | None:
+    """The one strategy that solves the problem, None where several do or none does."""
+    solved = [s for s in THREE.strategies if THREE.trace(problem, s) is not None]
+    return solved[0] if len(solved) == 1 else None
+
+
+@settings(deadline=None)
+@given(PROBLEMS, st.randoms(use_true_random=False))
+def test_the_order_of_the_numbers_makes_no_other_instance(problem, rng):
+    numbers = list(problem.numbers)
+    rng.shuffle(numbers)
+    shuffled = CountdownProblem(tuple(numbers), problem.target)
+    assert THREE.key(shuffled) == THREE.key(problem)
+    assert split_of(THREE.key(shuffled)) == split_of(THREE.key(problem))
+    assert all(THREE.trace(shuffled, s) == THREE.trace(problem, s) for s in THREE.strategies)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"size": 1}, "size=1"),
+        ({"largest": 0}, "largest=0"),
+        ({"target": 61, "limit": 60}, "target=61"),
+        ({"limit": 10_000}, "limit=10000"),
+        ({"tries": 0}, "tries=0"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments, field):
+    with pytest.raises(ValueError, match=field):
+        Countdown(**arguments)
