@@ -1,0 +1,237 @@
+"""What every registered task keeps: exact traces, honest shares, splits that share no instance."""
+
+import collections
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reasoning.data.tasks import TASKS, make_task
+from reasoning.data.tasks.base import (
+    ANSWER,
+    SPLITS,
+    Trace,
+    distinct_problems,
+    parse_completion,
+    split_of,
+    stream,
+)
+from reasoning.data.tasks.countdown import Countdown
+from reasoning.data.tasks.group_words import GroupWords
+
+EVERY_TASK = pytest.mark.parametrize("name", TASKS)
+COUNT = 60
+
+
+def problems_and_traces(name):
+    """(task, problem, strategy, trace) for every strategy that solves one of COUNT problems."""
+    task = make_task(name)
+    for index in range(COUNT):
+        problem = task.sample(0, index)
+        for strategy in task.strategies:
+            trace = task.trace(problem, strategy)
+            if trace is not None:
+                yield task, problem, strategy, trace
+
+
+def practice_traces(name):
+    """(task, problem, trace) for those of COUNT problems that practice solves."""
+    task = make_task(name)
+    for index in range(COUNT):
+        problem = task.sample(0, index)
+        trace = task.practice(problem, random.Random(index))
+        if trace is not None:
+            yield task, problem, trace
+
+
+@EVERY_TASK
+def test_every_strategy_writes_exact_traces(name):
+    solved = collections.Counter()
+    for task, problem, strategy, trace in problems_and_traces(name):
+        solved[strategy] += 1
+        assert task.verify(problem, trace.answer).correct
+        assert task.check_trace(problem, strategy, trace.steps) == 1.0
+        if "=" in trace.steps:  # nothing and dots show no operation
+            assert task.check_trace(problem, None, trace.steps) == 1.0
+    assert set(solved) == set(make_task(name).strategies)
+
+
+@EVERY_TASK
+def test_a_strategy_is_recognised_unless_another_writes_the_same(name):
+    recognised = collections.Counter()
+    for task, problem, strategy, trace in problems_and_traces(name):
+        same = [s for s in task.strategies if task.trace(problem, s) == trace]
+        expected = strategy if len(same) == 1 else None
+        assert task.recognise(problem, trace.steps) == expected
+        recognised[expected] += 1
+    assert set(make_task(name).strategies) <= set(recognised)
+
+
+@EVERY_TASK
+def test_a_corrupted_step_lowers_the_share(name):
+    rng = random.Random(0)
+    for task, problem, strategy, trace in problems_and_traces(name):
+        words = trace.steps.split()
+        if not words:
+            continue
+        place = rng.randrange(len(words))
+        other = rng.choice([word for word in (*task.words, "1", "2") if word != words[place]])
+        corrupted = " ".join((*words[:place], other, *words[place + 1 :]))
+        assert task.check_trace(problem, strategy, corrupted) < 1.0
+        results = [i for i, word in enumerate(words) if i and words[i - 1] == "="]
+        if results:
+            place = rng.choice(results)
+            wrong = str((int(words[place]) + 1) % (task.max_number + 1))
+            corrupted = " ".join((*words[:place], wrong, *words[place + 1 :]))
+            assert task.check_trace(problem, strategy, corrupted) < 1.0
+            assert task.check_trace(problem, None, corrupted) < 1.0
+
+
+@EVERY_TASK
+def test_practice_is_exact_and_follows_no_one_strategy(name):
+    recognised = collections.Counter()
+    for task, problem, trace in practice_traces(name):
+        assert task.verify(problem, trace.answer).correct
+        assert task.check_trace(problem, None, trace.steps) == 1.0
+        recognised[task.recognise(problem, trace.steps)] += 1
+    assert recognised.total() > COUNT / 2
+    assert max(recognised[s] for s in make_task(name).strategies) < recognised.total() / 2
+
+
+@EVERY_TASK
+def test_texts_are_known_words_joined_by_single_spaces(name):
+    task = make_task(name)
+    known = {*task.words, *map(str, range(task.max_number + 1))}
+    assert len(known) == len(task.words) + task.max_number + 1
+    traces = [(problem, trace) for _, problem, _, trace in problems_and_traces(name)]
+    traces += [(problem, trace) for _, problem, trace in practice_traces(name)]
+    for problem, trace in traces:
+        text = f"{task.prompt(problem)} {trace.completion}"
+        assert set(text.split(" ")) <= known
+
+
+@EVERY_TASK
+def test_parse_completion_inverts_completion(name):
+    for *_, trace in problems_and_traces(name):
+        assert parse_completion(trace.completion) == (trace.steps, trace.answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("", ("", None)),
+        ("1 2 = 3", ("1 2 = 3", None)),
+        ("answer", ("", "")),
+        ("answer 1 answer 2", ("answer 1", "2")),
+        ("  1 \n answer  3 ", ("1", "3")),
+        ("1 answers 2", ("1 answers 2", None)),
+    ],
+)
+def test_parse_completion_takes_any_text(text, parsed):
+    assert parse_completion(text) == parsed
+
+
+WORDS = st.lists(st.sampled_from(("1", "=", ".", ","))).map(" ".join)
+
+
+@given(WORDS, WORDS)
+def test_parse_completion_inverts_any_trace(steps, answer):
+    assert parse_completion(Trace(steps, answer).completion) == (steps, answer)
+    assert parse_completion(f"{ANSWER} {Trace(steps, answer).completion}")[1] == answer
+
+
+@EVERY_TASK
+def test_a_sample_depends_on_seed_and_index_alone(name):
+    task, again = make_task(name), make_task(name)
+    problems = [task.sample(5, index) for index in range(50)]
+    assert [again.sample(5, index) for index in reversed(range(50))] == problems[::-1]
+    assert [task.sample(6, index) for index in range(50)] != problems
+    assert len(set(problems)) > 40
+
+
+@EVERY_TASK
+def test_no_instance_is_in_two_splits(name):
+    task = make_task(name)
+    keys = {
+        split: {task.key(problem) for problem in distinct_problems(task, split, seed, 40)}
+        for seed, split in enumerate(SPLITS)
+    }
+    assert all(len(found) == 40 for found in keys.values())
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not keys[one] & keys[other]
+
+
+@EVERY_TASK
+def test_splits_hold_their_shares(name):
+    task = make_task(name)
+    keys = {task.key(task.sample(7, index)) for index in range(1500)}
+    count = collections.Counter(map(split_of, keys))
+    for split, share in (("train", 0.7), ("validation", 0.1), ("test", 0.2)):
+        assert count[split] / len(keys) == pytest.approx(share, abs=0.04)
+
+
+def test_streams_give_their_split_in_order():
+    task = make_task("countdown")
+    found = list(itertools.islice(stream(task, "test", 3), 20))
+    samples = (task.sample(3, index) for index in itertools.count())
+    expected = (problem for problem in samples if split_of(task.key(problem)) == "test")
+    assert found == list(itertools.islice(expected, 20))
+
+
+def test_distinct_problems_says_when_there_are_no_more():
+    task = GroupWords("S3", length=2)  # 36 instances
+    with pytest.raises(ValueError, match=r"count=40: the train split of group_words holds only"):
+        distinct_problems(task, "train", 0, 40)
+    counts = [len(set(itertools.islice(stream(task, split, 0), 1000))) for split in SPLITS]
+    assert sum(counts) == 36
+    for split, count in zip(SPLITS, counts, strict=True):
+        assert len(distinct_problems(task, split, 1, count)) == count
+
+
+def test_an_empty_split_is_an_error_and_no_endless_search():
+    task = Countdown(size=2, largest=1, target=1)  # one instance
+    (full,) = (split for split in SPLITS if split == split_of(task.key(task.sample(0, 0))))
+    for split in SPLITS:
+        if split != full:
+            with pytest.raises(ValueError, match=f"split='{split}': none of 10000 problems"):
+                distinct_problems(task, split, 0, 1)
+
+
+def test_distinct_problems_refuses_a_count_of_none():
+    with pytest.raises(ValueError, match="count=0"):
+        distinct_problems(make_task("countdown"), "train", 0, 0)
+
+
+@EVERY_TASK
+def test_an_unknown_strategy_is_refused(name):
+    task = make_task(name)
+    problem = task.sample(0, 0)
+    message = f"strategy='sideways': {task.name} has {', '.join(task.strategies)}."
+    for call in (task.trace, lambda p, s: task.check_trace(p, s, "1 1 = 1")):
+        with pytest.raises(ValueError) as error:
+            call(problem, "sideways")
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("sudoku", {}, f"task='sudoku': must be one of {', '.join(TASKS)}."),
+        ("group_words", {"size": 3}, "size=3: task 'group_words' takes group, length."),
+        ("group_words", {"length": "long"}, "length='long': task 'group_words' takes int here."),
+        ("group_words_s4", {"length": 1}, "length=1: a product needs at least 2 elements."),
+    ],
+)
+def test_make_task_refuses_in_one_sentence(name, arguments, message):
+    with pytest.raises(ValueError) as error:
+        make_task(name, **arguments)
+    assert str(error.value) == message
+
+
+def test_presets_differ_and_arguments_change_them():
+    orders = [make_task(name).max_number + 1 for name in TASKS if name.startswith("group_words")]
+    assert orders == [6, 24, 120, 60]
+    assert len(make_task("countdown4").sample(0, 0).numbers) == 4
+    assert len(make_task("group_words_a5", length=3).sample(0, 0)) == 3
