@@ -33,8 +33,6 @@ from reasoning.runtime.runs import Progress, Run, finished_results
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, check_lengths
 
-ONE_TAG = np.zeros(1, int)  # the tag that `mixed` trains all traces under
-
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -194,25 +192,16 @@ def evaluate(
     """Sample the held-out problems under every tag the arm has trained, and estimate."""
     policy, num_tags = setup.policy(params), setup.model.num_strategies
     per_tag = config.evaluation.samples_per_tag
-    tags = ONE_TAG if arm == "mixed" else np.arange(num_tags)
-    spread = np.repeat(tags, per_tag * num_tags // len(tags))  # tag-major, S * G samples
+    one_each = np.zeros(num_tags, int) if arm == "mixed" else np.arange(num_tags)
+    spread = np.repeat(one_each, per_tag)  # tag-major, S * G samples
     filters = Filters(temperature=config.evaluation.temperature)
-    key = jax.random.key(seed)
-    judged = sample_and_judge(policy, setup.test, spread, jax.random.fold_in(key, 0), filters)
+    keys = jax.random.split(jax.random.key(seed), 4)
+    judged = sample_and_judge(policy, setup.test, spread, keys[0], filters)
+    own = sample_and_judge(policy, setup.test, np.full_like(spread, OWN_TAG), keys[1], filters)
+    validation = sample_and_judge(policy, setup.validation, spread, keys[2], filters)
+    greedy = sample_and_judge(policy, setup.test, one_each, keys[3], Filters(temperature=0.0))
     run.log_completions({"arm": arm, **row} for row in judged.rows(setup.task, setup.test))
-    return summarise(
-        policy,
-        judged,
-        own=sample_and_judge(
-            policy, setup.test, np.full(per_tag * 2, OWN_TAG), jax.random.fold_in(key, 1), filters
-        ),
-        greedy=sample_and_judge(
-            policy, setup.test, tags, jax.random.fold_in(key, 2), Filters(temperature=0.0)
-        ),
-        validation=sample_and_judge(
-            policy, setup.validation, spread, jax.random.fold_in(key, 3), filters
-        ),
-    )
+    return summarise(policy, judged, own, greedy, validation)
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -21,7 +21,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.task = ml_collections.ConfigDict()
     config.task.name = "countdown"
     config.task.arguments = ml_collections.ConfigDict(
-        {"size": 3, "largest": 12, "target": 40, "tries": 4, "limit": 40}
+        {"size": 3, "largest": 12, "target": 40, "tries": 3, "limit": 40}
     )
 
     config.model = ml_collections.ConfigDict()

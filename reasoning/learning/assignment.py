@@ -44,7 +44,7 @@ def check_arm(arm: str, num_traces: int, num_strategies: int) -> None:
 
 def with_tags(config: ModelConfig, batch: TraceBatch, tags: jax.Array) -> jax.Array:
     """The batch's tokens `[N, T]` with the tag of each row, `[N]`, written at its fork."""
-    at_fork = jnp.arange(batch.tokens.shape[1]) == batch.fork[:, None]
+    at_fork = jnp.arange(batch.tokens.shape[1])[None] == batch.fork[:, None]
     return jnp.where(at_fork, tag_to_id(config, tags)[:, None], batch.tokens)
 
 
@@ -64,10 +64,10 @@ def matching_costs(
     tokens = tokens.reshape(num_tags * num_rows, -1)  # [S*N, prefix]
     logits, _ = Transformer(config).apply(jax.lax.stop_gradient(params), tokens)
     nll = token_nll(logits, tokens).reshape(num_tags, num_rows, -1)
-    place = jnp.arange(1, tokens.shape[1])  # the position that each label stands at
+    place = jnp.arange(1, tokens.shape[1])[None]  # the position that each label stands at
     after, last = batch.fork[:, None], batch.lengths[:, None]
     mask = (place > after) & (place <= after + match_tokens) & (place < last)
-    return (jnp.sum(nll * mask, axis=-1) / jnp.maximum(mask.sum(axis=-1), 1)).T
+    return (jnp.sum(nll * mask[None], axis=-1) / jnp.maximum(mask.sum(axis=-1), 1)[None]).T
 
 
 def match(costs: jax.Array) -> jax.Array:

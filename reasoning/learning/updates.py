@@ -37,7 +37,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 def label_mask(batch: TraceBatch, tag_is_label: bool) -> jax.Array:
     """`[N, T-1]`, 1 where the label is a trace token (or the tag, if it is to be learned)."""
-    place = jnp.arange(1, batch.tokens.shape[1])
+    place = jnp.arange(1, batch.tokens.shape[1])[None]
     first = batch.fork[:, None] + (0 if tag_is_label else 1)
     return ((place >= first) & (place < batch.lengths[:, None])).astype(jnp.float32)
 
@@ -69,7 +69,7 @@ def sft_update(
     mask = label_mask(batch, tag_is_label)
     exists = (batch.lengths > 0).astype(jnp.float32)
     num_sets = jnp.sum(exists * (batch.slot == 0))
-    segment_ids = (jnp.arange(tokens.shape[1]) < batch.lengths[:, None]).astype(jnp.int32)
+    segment_ids = (jnp.arange(tokens.shape[1])[None] < batch.lengths[:, None]).astype(jnp.int32)
 
     def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
         logits, _ = Transformer(config).apply(params, tokens, segment_ids=segment_ids)

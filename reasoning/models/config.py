@@ -110,7 +110,7 @@ def make_config(preset: str, **overrides: object) -> ModelConfig:
     """
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}.")
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
     for name in overrides:
         if name not in known:
             raise ValueError(f"{name}: no such field of ModelConfig; it has {', '.join(known)}.")

@@ -53,7 +53,7 @@ def spread_strategies(params: Any, key: jax.Array, noise: float) -> Any:
     weights = dict(params["params"])
     for table in (name for name in (TABLE, HEAD) if name in weights):
         key, table_key = jax.random.split(key)
-        row = weights[table][0]
+        row = weights[table][:1]
         spread = jax.random.normal(table_key, weights[table].shape, weights[table].dtype)
         weights[table] = row + noise * jnp.std(row) * spread
     return {**params, "params": weights}

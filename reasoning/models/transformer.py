@@ -66,7 +66,7 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     """Rotary position embedding (RoFormer, 2104.09864 eq. 34) of `[B, T, N, H]`, halves paired."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[:, :, None, None] * frequencies  # [B, T, 1, H/2]
+    angles = positions[:, :, None, None] * frequencies[None, None, None]  # [B, T, 1, H/2]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -103,12 +103,13 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise `[..., D]`, scale by a learned `[D]`."""
+        """Normalise `[B, T, D]`, scale by a learned `[D]`."""
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
         wide = x.astype(jnp.float32)
         square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(square + self.config.norm_epsilon) * scale).astype(x.dtype)
+        normed = wide * jax.lax.rsqrt(square + self.config.norm_epsilon)
+        return (normed * scale[None, None]).astype(x.dtype)
 
 
 class Attention(nn.Module):

@@ -79,11 +79,14 @@ def choose(log_probs: jax.Array, uniform: jax.Array, temperature: jax.Array) -> 
     One uniform a row is several times cheaper than one Gumbel a token. Temperature 0 takes the
     likeliest token.
     """
-    cumulative = jnp.cumsum(jnp.exp(log_probs), axis=-1)
-    # Scaled by the last entry, so that rounding cannot push the draw past the last token;
-    # `<=` never stops at a token of probability zero.
+    probs = jnp.exp(log_probs)
+    cumulative = jnp.cumsum(probs, axis=-1)
+    # Scaled by the last entry, so that rounding cannot push the draw past the last token.
     threshold = uniform[:, None] * cumulative[:, -1:]
-    drawn = jnp.sum(cumulative <= threshold, axis=-1)
+    # A parallel sum rounds each entry in its own way, also where nothing is added: a token of
+    # probability zero is never drawn only if it is left out by name.
+    places, possible = jnp.arange(probs.shape[-1])[None], probs > 0
+    drawn = jnp.where(possible & (cumulative > threshold), places, probs.shape[-1]).min(axis=-1)
     # A uniform just below 1 may round up to the total: the last token with any probability.
-    last = log_probs.shape[-1] - 1 - jnp.argmax(log_probs[:, ::-1] > MASKED / 2, axis=-1)
+    last = jnp.where(possible, places, 0).max(axis=-1)
     return jnp.where(temperature == 0, jnp.argmax(log_probs, axis=-1), jnp.minimum(drawn, last))

@@ -1,0 +1,81 @@
+"""Shared by all tests: strict shapes in jax, a tiny model, and one compiled forward pass of it."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reasoning.models.config import ModelConfig
+from reasoning.models.transformer import Transformer, init_params
+
+# Shapes that broadcast by accident are an error. (Strict dtype promotion is one in optax itself.)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tests compile much and compute little: machine code that is made fast halves their time. XLA reads
+# the flag once, here; programs that tests start do not inherit it.
+_flags = os.environ.get("XLA_FLAGS")
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {_flags or ''}".strip()
+jax.devices()
+if _flags is None:
+    del os.environ["XLA_FLAGS"]
+else:
+    os.environ["XLA_FLAGS"] = _flags
+
+
+@pytest.fixture(scope="session")
+def config():
+    """A model small enough to compile in a second: grouped queries, three strategies."""
+    return ModelConfig(
+        vocab_size=29, num_strategies=3, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2,
+        head_dim=4, d_ff=24, max_length=32,
+    )
+
+
+@pytest.fixture(scope="session")
+def rough_params():
+    """A function of a config: parameters far from their initial values, norm scales included."""
+
+    def make(config, seed=0):
+        rng = np.random.default_rng(seed)
+        shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+        def fill(path, leaf):
+            centre = 1.0 if path[-1].key == "scale" else 0.0
+            return jnp.asarray(centre + 0.25 * rng.normal(size=leaf.shape), jnp.float32)
+
+        return jax.tree_util.tree_map_with_path(fill, shapes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def params(config, rough_params):
+    """Parameters of `config`."""
+    return rough_params(config)
+
+
+@pytest.fixture(scope="session")
+def stack_layers():
+    """A function of unrolled parameters: the same, stacked for `scan_layers`."""
+
+    def stack(params):
+        weights = dict(params["params"])
+        layers = [weights.pop(f"layer_{i}") for i in range(sum("layer_" in k for k in weights))]
+        return {"params": {**weights, "layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}}
+
+    return stack
+
+
+@pytest.fixture(scope="session")
+def forward():
+    """`forward(config, params, tokens, segment_ids=None, positions=None)`: logits, jitted."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(config, params, tokens, segment_ids=None, positions=None):
+        model = Transformer(config)
+        return model.apply(params, tokens, segment_ids=segment_ids, positions=positions)[0]
+
+    return run

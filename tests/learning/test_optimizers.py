@@ -1,0 +1,101 @@
+"""The optimizers: the schedule as the size of steps, decay and clipping, and Muon's matrices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
+
+
+def steps_of(optimizer, params, gradient, count):
+    """The updates of `count` steps under one gradient."""
+
+    @jax.jit
+    def run(params):
+        def step(state, _):
+            updates, state = optimizer.update(gradient, state, params)
+            return state, updates
+
+        return jax.lax.scan(step, optimizer.init(params), None, length=count)[1]
+
+    return jax.tree.map(np.asarray, run(params))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_rate_warms_up_and_decays_to_a_tenth(name):
+    # Under a constant gradient the step of Adam is the learning rate. Muon steps its other
+    # parameters by NAdam, which looks a step ahead; that fades with the bias correction.
+    optimizer = make_optimizer(
+        OptimizerConfig(name=name, learning_rate=0.01, num_steps=40, warmup_steps=10)
+    )
+    gradient = {"scale": jnp.array([0.3, -0.2])}
+    updates = steps_of(optimizer, {"scale": jnp.ones(2)}, gradient, 45)["scale"]
+    rates, t = np.abs(updates), np.arange(1, 46)[:, None]
+    if name == "muon":
+        rates = rates / (0.9 * (1 - 0.9**t) / (1 - 0.9 ** (t + 1)) + 0.1 / (1 - 0.9**t))
+    np.testing.assert_allclose(rates[:, 0], rates[:, 1], rtol=1e-4)
+    assert (updates[1:, 0] < 0).all() and (updates[1:, 1] > 0).all()
+    np.testing.assert_allclose(rates[:11, 0], 0.01 * np.arange(11) / 10, rtol=1e-4, atol=1e-9)
+    assert rates[25, 0] == pytest.approx(0.0055, rel=1e-3)  # half-way down
+    np.testing.assert_allclose(rates[40:, 0], 0.001, rtol=1e-3)
+    assert rates[:, 0].argmax() == 10
+
+
+def test_only_matrices_decay_and_large_gradients_are_clipped():
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=0.01, num_steps=10, warmup_steps=1, weight_decay=0.1)
+    )
+    params = {"up": jnp.full((2, 3), 5.0), "token_embedding": jnp.full((4, 2), 5.0)}
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates = steps_of(optimizer, params, still, 2)
+    np.testing.assert_allclose(updates["up"][1], -0.01 * 0.1 * 5.0, rtol=1e-5)
+    assert (updates["token_embedding"] == 0).all()
+
+    huge = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e6), params)
+    state = jax.jit(optimizer.update)(huge, optimizer.init(params), params)[1]
+    first_moment = optax.tree.norm(optax.tree.get(state, "mu"))
+    assert first_moment == pytest.approx(0.1, rel=1e-4)  # (1 - b1) of a gradient of norm 1
+
+
+def layer(rng):
+    shapes = dict(
+        query=(8, 2, 4), key=(8, 1, 4), output=(2, 4, 8), down=(12, 8), scale=(8,)
+    )
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_muon_orthogonalises_each_matrix_also_of_stacked_layers():
+    rng = np.random.default_rng(0)
+    layers, gradients = ([layer(rng) for _ in range(2)] for _ in range(2))
+    optimizer = make_optimizer(
+        OptimizerConfig(name="muon", learning_rate=1.0, num_steps=100, warmup_steps=1,
+                        weight_decay=0.0, clip_norm=1e9)
+    )
+
+    def second_update(params, gradient):
+        return jax.tree.map(lambda leaf: leaf[1], steps_of(optimizer, params, gradient, 2))
+
+    def stack(trees):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    apart = second_update(dict(enumerate(layers)), dict(enumerate(gradients)))
+    stacked = second_update(stack(layers), stack(gradients))
+    for i in range(2):
+        for name, update in apart[i].items():
+            np.testing.assert_allclose(stacked[name][i], update, atol=1e-3, err_msg=name)
+            if name == "scale":
+                continue
+            rows = 8 if name != "down" else 12
+            matrix = update.reshape((8, 8) if name == "output" else (rows, -1))
+            values = np.linalg.svd(matrix, compute_uv=False)
+            # Newton-Schulz brings all singular values near one common value, here scaled so that
+            # the update's root mean square is near 0.2, as AdamW's is.
+            assert values.max() / values.min() < 2.5, name
+            assert 0.1 < np.sqrt(np.mean(matrix**2)) < 0.3, name
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"^optimizer='sgd': must be adamw or muon\.$"):
+        OptimizerConfig(name="sgd")
