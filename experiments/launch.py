@@ -24,8 +24,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
 
 
 def refuse(error: object) -> None:
-    """End the program with one sentence on stderr and exit status 2."""
-    print(f"error: {error}", file=sys.stderr)
+    """End the program with one line on stderr and exit status 2."""
+    # A KeyError shows its message quoted; a config file's own error comes with its traceback.
+    message = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+    if "Traceback" in message:
+        message = message.splitlines()[-1].partition(": ")[2]
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -58,9 +62,12 @@ def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
+            left = flags.FLAGS(argv)
+            if _CONFIG.value is None:
+                refuse("config is missing: name a file, --config=FILE.")
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            refuse(str(error).strip().split("\n")[0])
+            refuse(error)
+        return left
 
     jax.config.config_with_absl()
     logging.set_verbosity(logging.WARNING)  # no word on accelerators that are not there

@@ -21,7 +21,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.task = ml_collections.ConfigDict()
     config.task.name = "countdown"
     config.task.arguments = ml_collections.ConfigDict(
-        {"size": 3, "largest": 12, "target": 40, "tries": 3, "limit": 40}
+        {"size": 3, "largest": 12, "target": 40, "tries": 4, "limit": 40}
     )
 
     config.model = ml_collections.ConfigDict()
@@ -31,7 +31,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
 
     # One base policy: correct traces in random order, all under tag 0.
     config.pretrain = ml_collections.ConfigDict()
-    config.pretrain.steps = 1200
+    config.pretrain.steps = 2500
     config.pretrain.problems = 20_000
     config.pretrain.rows = 32
     config.pretrain.optimizer = "muon"
@@ -39,7 +39,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
 
     # Each arm starts from it: correct traces of the strategies, several per problem.
     config.finetune = ml_collections.ConfigDict()
-    config.finetune.steps = 800
+    config.finetune.steps = 1000
     config.finetune.problems = 20_000
     config.finetune.rows = 32
     config.finetune.optimizer = "muon"
@@ -53,17 +53,17 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.loss.tag_noise = 1.0  # how far apart the tags start, in embedding deviations
 
     config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.problems = 300
-    config.evaluation.validation_problems = 150
+    config.evaluation.problems = 400
+    config.evaluation.validation_problems = 100
     config.evaluation.samples_per_tag = 4
     config.evaluation.temperature = 1.0
 
     if preset == "full":
         config.num_seeds = 5
-        config.pretrain.steps = 3000
-        config.pretrain.problems = 60_000
-        config.finetune.steps = 2000
-        config.finetune.problems = 40_000
-        config.evaluation.problems = 500
-        config.evaluation.validation_problems = 250
+        config.pretrain.steps = 4000
+        config.pretrain.problems = 40_000
+        config.finetune.steps = 1500
+        config.finetune.problems = 30_000
+        config.evaluation.validation_problems = 200
+        config.evaluation.samples_per_tag = 8
     return config

@@ -131,7 +131,7 @@ def plan_batches(
     rng = np.random.default_rng(seed)
     waiting: dict[int, tuple[int, list[int]]] = {length: (0, []) for length in buckets}
     plan: list[tuple[int, list[int]]] = []
-    while True:
+    while len(plan) < num_batches:
         for index in rng.permutation(len(examples)):
             example = examples[index]
             bucket = next(length for length in buckets if length >= example.longest)
@@ -142,6 +142,7 @@ def plan_batches(
                     return plan
                 used, members = 0, []
             waiting[bucket] = (used + len(example.traces), [*members, int(index)])
+    return plan
 
 
 def collate(

@@ -71,13 +71,14 @@ def finished_results(workdir: str | os.PathLike, config: Mapping[str, Any]) -> d
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir={workdir}: is a file; choose a directory.")
-    if not workdir.exists() or not any(workdir.iterdir()):
+    # A directory of nothing but attempts is a run that was stopped before it had started again.
+    if not workdir.exists() or all(path.name == "attempts" for path in workdir.iterdir()):
         return None
     if not (workdir / CONFIG).is_file():
         raise ValueError(f"workdir={workdir}: holds files but no run; choose another directory.")
     try:
         held = json.loads((workdir / CONFIG).read_text())["config"]
-    except (json.JSONDecodeError, KeyError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"workdir={workdir}: its config.json cannot be read; choose another directory."
         ) from error
@@ -97,12 +98,12 @@ class Run:
     def __init__(self, workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
         """Start the run; `finished_results` says whether it may be."""
         self.path = Path(workdir)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._set_aside()
-        (self.path / "plots").mkdir()
         self._started = time.monotonic()
         about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
-        self._write(CONFIG, {"config": config, **about})
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._set_aside()
+        self._write(CONFIG, {"config": config, **about})  # first: it makes the directory a run's
+        (self.path / "plots").mkdir()
         self._metrics = (self.path / "metrics.jsonl").open("w", buffering=1)
         self._completions = (self.path / "completions.jsonl").open("w", buffering=1)
 

@@ -224,7 +224,6 @@ def separations(config, params):
             )
             state, _ = update(config, state, batch, tags)
         found[arm] = np.asarray(costs_of(config, state.params, probe, WIDTH, 4))[:2]
-        print(arm, found[arm])
     return found
 
 

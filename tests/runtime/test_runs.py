@@ -1,0 +1,237 @@
+"""The run directory: a finished run is left alone, an unfinished one set aside, others refused."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reasoning.runtime import runs
+from reasoning.runtime.runs import Progress, Run, finished_results, first_difference
+
+CONFIG = {"seed": 0, "model": {"preset": "0.1m", "d_model": 64}, "rates": (1e-3, 3e-4)}
+
+
+@pytest.fixture(autouse=True)
+def no_git(monkeypatch):
+    """Not the revision of the checkout that the tests run in."""
+    monkeypatch.setattr(runs, "git_revision", lambda: "abc+changes")
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return tmp_path / "runs" / "first"
+
+
+def snapshot(path):
+    """Every file's bytes and time, every directory's name."""
+    return {
+        str(file.relative_to(path)): (file.read_bytes(), file.stat().st_mtime_ns)
+        if file.is_file() else None
+        for file in path.rglob("*")
+    }
+
+
+def finished_run(workdir, results):
+    with Run(workdir, CONFIG) as run:
+        run.log_metrics("base", 0, {"loss": 1.5})
+        run.finish(results)
+
+
+def unfinished_run(workdir, loss):
+    with Run(workdir, CONFIG) as run:
+        run.log_metrics("base", 0, {"loss": loss})
+
+
+def test_a_new_directory_is_made_and_described(workdir):
+    assert finished_results(workdir, CONFIG) is None
+    assert not workdir.exists()  # asking writes nothing
+    with Run(workdir, CONFIG) as run:
+        assert run.path == workdir and run.seconds >= 0
+        assert {path.name for path in workdir.iterdir()} == {
+            "config.json", "metrics.jsonl", "completions.jsonl", "plots"
+        }
+    about = json.loads((workdir / "config.json").read_text())
+    assert about["config"] == json.loads(json.dumps(CONFIG))
+    assert about["git"] == "abc+changes" and isinstance(about["command"], list)
+    assert {"python", "jax", "flax", "numpy", "device"} <= set(about["versions"])
+
+
+def test_an_empty_directory_is_as_good_as_none(workdir):
+    workdir.mkdir(parents=True)
+    assert finished_results(workdir, CONFIG) is None
+
+
+def test_a_finished_run_is_returned_and_unchanged(workdir):
+    finished_run(workdir, {"pass@1": np.float32(0.5), "curve": jnp.arange(3)})
+    before = snapshot(workdir)
+    results = finished_results(workdir, CONFIG)
+    assert results["pass@1"] == 0.5 and results["curve"] == [0, 1, 2]
+    assert results["seconds"] >= 0 and "jax" in results["versions"]
+    assert snapshot(workdir) == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    "changes, difference",
+    [
+        (dict(seed=1), "seed is 0 there and 1 here"),
+        (dict(model={"preset": "0.1m", "d_model": 32}, seed=7),
+         "model.d_model is 64 there and 32 here"),
+        (dict(rates=(1e-3, 1e-4)), r"rates is [0.001, 0.0003] there and [0.001, 0.0001] here"),
+        (dict(arm="mixed"), "arm is None there and 'mixed' here"),
+    ],
+    ids=str,
+)
+def test_another_configuration_is_refused_and_harms_nothing(
+    workdir, finished, changes, difference
+):
+    if finished:
+        finished_run(workdir, {"pass@1": 0.5})
+    else:
+        unfinished_run(workdir, 1.5)
+    before = snapshot(workdir)
+    with pytest.raises(ValueError) as error:
+        finished_results(workdir, {**CONFIG, **changes})
+    assert str(error.value) == (
+        f"workdir={workdir}: holds a run of another configuration ({difference}); "
+        "choose another directory."
+    )
+    assert snapshot(workdir) == before
+
+
+def test_first_difference_goes_by_name():
+    assert first_difference(CONFIG, dict(reversed(CONFIG.items()))) is None
+    assert first_difference({"b": 1, "a": {"d": 1, "c": 2}}, {"b": 2, "a": {"d": 0, "c": 3}}) == (
+        "a.c is 2 there and 3 here"
+    )
+    assert first_difference({"a": {"b": 1}}, {"a": 1}) == "a is {'b': 1} there and 1 here"
+
+
+@pytest.mark.parametrize("name, content", [
+    ("notes.txt", "mine"), ("config.json", "{"), ("config.json", '{"learning_rate": 1}'),
+    ("config.json", "[]"),
+])
+def test_a_directory_of_something_else_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError) as error:
+        finished_results(tmp_path, CONFIG)
+    assert str(error.value).startswith(f"workdir={tmp_path}: ")
+    assert str(error.value).endswith("; choose another directory.")
+    assert snapshot(tmp_path) == before
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ValueError, match=r": is a file; choose a directory\.$"):
+        finished_results(tmp_path / "notes", CONFIG)
+
+
+def test_unfinished_runs_are_set_aside_one_after_another(workdir, capsys):
+    unfinished_run(workdir, 1.0)
+    first = snapshot(workdir)
+    assert finished_results(workdir, CONFIG) is None
+    unfinished_run(workdir, 2.0)
+    assert snapshot(workdir / "attempts" / "1") == first
+    assert "was not finished; starting again" in capsys.readouterr().out
+    finished_run(workdir, {"pass@1": 1.0})
+
+    def loss(path):
+        return json.loads((path / "metrics.jsonl").read_text())["loss"]
+
+    attempts = workdir / "attempts"
+    assert [loss(attempts / "1"), loss(attempts / "2"), loss(workdir)] == [1.0, 2.0, 1.5]
+    assert {path.name for path in attempts.iterdir()} == {"1", "2"}
+    assert finished_results(workdir, CONFIG)["pass@1"] == 1.0
+
+
+def test_a_run_killed_between_setting_aside_and_starting_can_be_started_again(workdir, monkeypatch):
+    unfinished_run(workdir, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_write", killed)  # before config.json is there
+        with pytest.raises(KeyboardInterrupt):
+            Run(workdir, CONFIG)
+    assert not (workdir / "config.json").exists()
+    assert finished_results(workdir, CONFIG) is None
+    unfinished_run(workdir, 2.0)
+    assert (workdir / "config.json").is_file()
+    assert '"loss": 1.0' in (workdir / "attempts" / "1" / "metrics.jsonl").read_text()
+
+
+def killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_results_are_written_whole_or_not_at_all(workdir, monkeypatch):
+    with Run(workdir, CONFIG) as run:
+        # Only a file that is complete gets the name that marks the run as finished.
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run.finish({"pass@1": 0.5})
+        assert not (workdir / "results.json").exists()
+        assert finished_results(workdir, CONFIG) is None
+        run.finish({"pass@1": 0.5})
+    assert finished_results(workdir, CONFIG)["pass@1"] == 0.5
+    assert not [path for path in workdir.rglob("*") if "partial" in path.name]
+
+
+def test_every_line_of_metrics_and_completions_is_there_at_once(workdir):
+    with Run(workdir, CONFIG) as run:
+        run.log_metrics("base", 0, {"loss": jnp.float32(0.5), "tag_usage": jnp.array([0.25, 0.75])})
+        run.log_metrics("base", 1, {"loss": np.float64(0.25), "tokens": 12})
+        run.log_completions({"prompt": text, "correct": True} for text in ("a\nb", "é"))
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()  # before it is closed
+        assert [json.loads(line) for line in lines] == [
+            {"phase": "base", "step": 0, "loss": 0.5, "tag_usage": [0.25, 0.75]},
+            {"phase": "base", "step": 1, "loss": 0.25, "tokens": 12},
+        ]
+        lines = (workdir / "completions.jsonl").read_text().splitlines()
+        assert [json.loads(line)["prompt"] for line in lines] == ["a\nb", "é"]
+
+
+def test_an_error_closes_the_files_and_leaves_the_run_unfinished(workdir):
+    with pytest.raises(KeyboardInterrupt), Run(workdir, CONFIG) as run:
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="closed file"):
+        run.log_metrics("base", 0, {})
+    assert finished_results(workdir, CONFIG) is None
+
+
+def test_git_revision_is_none_without_git(monkeypatch):
+    monkeypatch.undo()
+
+    def missing(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert runs.git_revision() is None
+
+
+# Progress
+
+
+def test_progress_prints_plain_lines_off_a_terminal(capsys):
+    progress = Progress("matched", total=3, every=0.0)
+    for step in range(3):
+        progress.advance(tokens=100, nll=0.5 + step)
+    progress.close()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == "" and len(lines) == 3 and "\r" not in out
+    assert [line.split()[:4] for line in lines] == [
+        ["matched", f"{i + 1}/3", "nll", f"{i}.500"] for i in range(3)
+    ]
+    assert "tokens/s" in lines[0] and lines[-1].endswith(" 0 s left")
+
+
+def test_progress_prints_the_last_step_and_seldom_others(capsys):
+    progress = Progress("base", total=500, every=1000.0)
+    for _ in range(500):
+        progress.advance(tokens=1)
+    progress.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("base  500/500")
