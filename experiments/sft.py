@@ -197,7 +197,7 @@ def evaluate(
     filters = Filters(temperature=config.evaluation.temperature)
     keys = jax.random.split(jax.random.key(seed), 4)
     judged = sample_and_judge(policy, setup.test, spread, keys[0], filters)
-    own = sample_and_judge(policy, setup.test, np.full_like(spread, OWN_TAG), keys[1], filters)
+    own = sample_and_judge(policy, setup.test, np.full_like(one_each, OWN_TAG), keys[1], filters)
     validation = sample_and_judge(policy, setup.validation, spread, keys[2], filters)
     greedy = sample_and_judge(policy, setup.test, one_each, keys[3], Filters(temperature=0.0))
     run.log_completions({"arm": arm, **row} for row in judged.rows(setup.task, setup.test))
