@@ -65,5 +65,4 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
         config.finetune.steps = 1500
         config.finetune.problems = 30_000
         config.evaluation.validation_problems = 200
-        config.evaluation.samples_per_tag = 8
     return config

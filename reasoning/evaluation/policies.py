@@ -223,8 +223,8 @@ def summarise(
     correct = _by_tag(judged.correct, len(tags))  # [P, tags, G]
     votes, voted = interleave(_by_tag(judged.answers, len(tags))), interleave(correct)
     best = int(_by_tag(validation.correct, len(tags)).mean(axis=(0, 2)).argmax())
-    ks = [k for k in (1, 2, 3, 4, 8, 12, 16) if k <= num_strategies or k % num_strategies == 0]
-    ks = [k for k in ks if k <= voted.shape[1]]
+    rounds = voted.shape[1] // num_strategies  # samples of every tag
+    ks = [*range(1, num_strategies), *(num_strategies * r for r in (1, 2, 4, 8) if r <= rounds)]
     curve = pass_curve(correct, ks)
     covered = curve[:, ks.index(num_strategies)]
     counts = tag_strategy_counts(judged, policy.config, policy.task)

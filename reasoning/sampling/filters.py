@@ -51,7 +51,10 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
     At temperature 0 the distribution is left at temperature 1 (see `choose`).
     """
     temperature = jnp.where(filters.temperature == 0, 1.0, filters.temperature)
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    logits = logits.astype(jnp.float32)
+    # The likeliest token is at 0 before the division: a low temperature enlarges no rounding there.
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    log_probs = jax.nn.log_softmax(logits / temperature)
     if filters.top_k is not None:
         ranked = jnp.sort(log_probs, axis=-1, descending=True)
         last = jnp.clip(jnp.asarray(filters.top_k) - 1, 0, logits.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""Batches: every example once per epoch, whole problems, the same for any worker, host or restart."""
+"""Batches: every example once an epoch, whole problems, alike for any worker, host or restart."""
 
 import itertools
 from collections import Counter
