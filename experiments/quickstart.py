@@ -61,9 +61,10 @@ def over_seeds(results: list[dict[str, Any]]) -> dict[str, Any]:
         return {**estimate, **extra}
 
     def collect(parts: list[dict[str, Any]]) -> dict[str, Any]:
-        names = [name for name, entry in parts[0].items() if isinstance(entry, dict)]
         return {
-            name: mean([part[name] for part in parts]) for name in names if "value" in parts[0][name]
+            name: mean([part[name] for part in parts])
+            for name, entry in parts[0].items()
+            if isinstance(entry, dict) and "value" in entry
         }
 
     arms = {arm: collect([result["arms"][arm] for result in results]) for arm in ARMS}

@@ -29,7 +29,7 @@ from reasoning.learning.updates import init_state, sft_update
 from reasoning.models.config import ModelConfig, make_config
 from reasoning.models.strategies import spread_strategies
 from reasoning.models.transformer import init_params
-from reasoning.runtime.runs import Progress, Run, finished_results
+from reasoning.runtime.runs import Progress, Run
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, check_lengths
 

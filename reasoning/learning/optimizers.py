@@ -1,6 +1,7 @@
 """The optimizers: AdamW and Muon from optax, with warm-up, cosine decay and clipping."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -70,8 +71,12 @@ def _matrix_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: _is_matrix(path), params)
 
 
+@functools.cache
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optax chain that an `OptimizerConfig` describes."""
+    """The optax chain that an `OptimizerConfig` describes.
+
+    The same object for the same configuration, so that a jitted update is compiled once.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
