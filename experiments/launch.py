@@ -16,16 +16,18 @@ from ml_collections import config_flags
 from reasoning.runtime.runs import finished_results
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(Path(__file__).parent / "configs" / "countdown.py"),
-    "The configuration file, with an optional preset after a colon.",
+    "config", help_string="The configuration file, with an optional preset after a colon."
 )
+_DEFAULT_CONFIG = Path(__file__).parent / "configs" / "countdown.py"
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
 
 
 def refuse(error: object) -> None:
     """End the program with one line on stderr and exit status 2."""
-    # A KeyError shows its message quoted; a config file's own error comes with its traceback.
+    # ml_collections wraps a KeyError, which shows its message quoted, and puts the traceback of a
+    # config file's own error into the message.
+    while isinstance(error, Exception) and error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
     message = str(error.args[0] if isinstance(error, KeyError) else error).strip()
     if "Traceback" in message:
         message = message.splitlines()[-1].partition(": ")[2]
@@ -61,10 +63,12 @@ def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
         program(_CONFIG.value, _WORKDIR.value)
 
     def parse(argv: list[str]) -> list[str]:
+        # A default given to the flag itself would be loaded while this module is imported.
+        if not any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
+            argv = [argv[0], f"--config={_DEFAULT_CONFIG}", *argv[1:]]
         try:
             left = flags.FLAGS(argv)
-            if _CONFIG.value is None:
-                refuse("config is missing: name a file, --config=FILE.")
+            _CONFIG.value  # noqa: B018 - loads the file, so that its errors come here
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             refuse(error)
         return left

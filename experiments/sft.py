@@ -107,12 +107,13 @@ def train(
     batches = pipelines.trace_batches(
         examples,
         rows=config.rows,
-        buckets=pipelines.bucket_lengths(examples, count=3),
+        buckets=pipelines.bucket_lengths(examples, config.buckets),
         num_batches=config.steps,
         pad_id=setup.tokenizer.pad_id,
         seed=seed,
     )
     key = jax.random.key(seed)
+    longest_prompt = max(len(example.prompt) for example in examples)
     progress = Progress(phase, config.steps)
     started, tokens = time.monotonic(), 0.0
 
@@ -131,7 +132,7 @@ def train(
             batch,
             jax.random.fold_in(key, step),
             num_traces=len(setup.task.strategies),
-            prefix=setup.prompt_length + 1 + loss.match_tokens,
+            prefix=longest_prompt + 1 + loss.match_tokens,
             match_tokens=loss.match_tokens,
         )
         state, metrics = sft_update(
@@ -146,7 +147,7 @@ def train(
         # The metrics of the step before are ready: reading them does not make the device wait.
         tokens += record(*waiting) if waiting else 0.0
         waiting = step, {**metrics, **matching}
-    tokens += record(*waiting)
+    tokens += record(*waiting) if waiting else 0.0
     progress.close()
     spent = {"steps": config.steps, "tokens": tokens, "seconds": time.monotonic() - started}
     return state.params, spent

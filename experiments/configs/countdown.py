@@ -34,6 +34,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.pretrain.steps = 2500
     config.pretrain.problems = 20_000
     config.pretrain.rows = 32
+    config.pretrain.buckets = 3  # row lengths that batches are padded to
     config.pretrain.optimizer = "muon"
     config.pretrain.learning_rate = 1e-2
 
@@ -42,6 +43,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.finetune.steps = 1000
     config.finetune.problems = 20_000
     config.finetune.rows = 32
+    config.finetune.buckets = 3
     config.finetune.optimizer = "muon"
     config.finetune.learning_rate = 5e-3
 

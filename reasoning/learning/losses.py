@@ -27,7 +27,7 @@ def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def reduce_nll(
-    nll: jax.Array, mask: jax.Array, reduction: Reduction, num_sets: jax.Array | None = None
+    nll: jax.Array, mask: jax.Array, reduction: Reduction, num_sets: jax.Array | int
 ) -> jax.Array:
     """One loss from the label losses `[B, T]` under a mask `[B, T]` of 0 and 1.
 

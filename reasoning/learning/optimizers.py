@@ -26,7 +26,7 @@ class OptimizerConfig:
 
     Attributes:
       name: "adamw", or "muon": orthogonalised momentum for the layers' matrices (2502.16982, scaled
-        to the update size of AdamW so that one learning rate serves both) and AdamW for the rest.
+        to the update size of AdamW so that one learning rate serves both) and NAdam for the rest.
       learning_rate: the peak.
       num_steps: length of the schedule.
       warmup_steps: steps from 0 to the peak.
@@ -53,7 +53,7 @@ def _is_matrix(path: tuple) -> bool:
 
 
 def _matrix_axes(params: Any) -> Any:
-    """For each parameter the axes Muon reduces and keeps; None where AdamW updates it."""
+    """For each parameter the axes Muon reduces and keeps; None where it updates them like Adam."""
 
     def axes(path: tuple, x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
         if not _is_matrix(path):

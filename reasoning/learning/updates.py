@@ -83,7 +83,7 @@ def sft_update(
     usage = jnp.zeros(config.num_strategies).at[tags].add(exists) / jnp.maximum(exists.sum(), 1)
     metrics = {
         "loss": loss,
-        "trace_nll": reduce_nll(nll, trace, "token_mean"),
+        "trace_nll": reduce_nll(nll, trace, "token_mean", num_sets),
         "grad_norm": optax.tree.norm(grads),
         "tokens": mask.sum(),
         "tag_usage": usage,

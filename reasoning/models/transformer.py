@@ -7,6 +7,7 @@ RMSNorm before each sublayer, grouped-query attention, SwiGLU, learned or rotary
 Shapes: B rows, T tokens, C cache slots, D = d_model, N query heads, K key/value heads, H head_dim.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -319,10 +320,10 @@ class Transformer(nn.Module):
         return x, (tuple(keys), tuple(values))
 
 
+@partial(jax.jit, static_argnames="config")
 def init_params(config: ModelConfig, key: jax.Array) -> Any:
     """Fresh parameters, a plain nested dict of float32 arrays; the key is consumed."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return nn.meta.unbox(jax.jit(Transformer(config).init)(key, tokens))
+    return nn.meta.unbox(Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32)))
 
 
 def logical_axes(config: ModelConfig) -> Any:

@@ -50,7 +50,7 @@ def git_revision() -> str | None:
 def first_difference(old: Mapping, new: Mapping, prefix: str = "") -> str | None:
     """The first key at which two nested configurations differ, with both values."""
     for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
+        before, after = old.get(key, "absent"), new.get(key, "absent")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             inner = first_difference(before, after, f"{prefix}{key}.")
             if inner:

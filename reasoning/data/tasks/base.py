@@ -133,7 +133,7 @@ def distinct_problems(task: Task, split: Split, seed: int, count: int) -> list[A
         found.setdefault(task.key(problem), problem)
         if len(found) == count:
             return list(found.values())
-        if misses > 1000 + 20 * len(found):
+        if misses > 1000 + 5 * len(found):
             raise ValueError(
                 f"count={count}: the {split} split of {task.name} holds only about {len(found)} "
                 "different problems; ask for fewer or make the task larger."

@@ -1,0 +1,145 @@
+"""The main job on the smoke configuration: its files, its figures, and what it refuses."""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import quickstart
+from experiments.configs import smoke
+
+FIGURES = (
+    "pass@1", "pass@1_best_tag", "pass@1_own_tag", "pass@S", "cons@S", "mutual_information",
+    "tag_usage",
+)
+ARMS = ("mixed", "random", "fixed", "matched")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished smoke run, for all tests of this module."""
+    workdir = tmp_path_factory.mktemp("runs") / "smoke"
+    quickstart.main(smoke.get_config(), str(workdir))
+    return workdir
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def without_times(results: dict) -> dict:
+    """Results less what a clock says."""
+    if isinstance(results, dict):
+        return {k: without_times(v) for k, v in results.items() if "seconds" not in k}
+    return results
+
+
+def test_results_hold_every_figure_with_its_interval(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert tuple(results["arms"]) == ARMS
+    for figures in results["arms"].values():
+        for name in FIGURES:
+            entry = figures[name]
+            assert entry["low"] <= entry["value"] <= entry["high"]
+            assert entry["n"] == 12
+        assert figures["training"]["tokens"] > 0
+    assert results["seconds"] > 0 and results["versions"]["jax"]
+    assert {arm["training"]["tokens"] for arm in results["arms"].values()} == {
+        results["arms"]["mixed"]["training"]["tokens"]
+    }, "every arm trains on the same tokens"
+    assert results["arms"]["matched"]["mutual_information"]["maximum"] == math.log(4)
+
+
+def test_the_run_directory_is_complete(finished):
+    for name in ("config.json", "metrics.jsonl", "completions.jsonl", "results.json"):
+        assert (finished / name).is_file()
+    plots = {path.name for path in (finished / "plots").iterdir()}
+    assert plots == {
+        "learning_curves.png", "accuracy_by_tag.png", "tag_by_strategy.png", "pass_at_k.png"
+    }
+    metrics = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
+    assert {row["phase"] for row in metrics} == {"base", *ARMS}
+    for phase in ("base", *ARMS):
+        steps = [row["step"] for row in metrics if row["phase"] == phase]
+        assert steps == list(range(6))
+    matched = [row for row in metrics if row["phase"] == "matched"]
+    assert all(0 <= row["matching_entropy"] <= math.log(4) + 1e-5 for row in matched)
+    completions = [json.loads(line) for line in (finished / "completions.jsonl").open()]
+    assert len(completions) == 4 * 12 * 8  # arms, problems, tags times samples
+    assert {"prompt", "tag", "completion", "correct", "reason", "strategy"} <= set(completions[0])
+
+
+def test_the_same_command_gives_the_same_figures(finished, tmp_path):
+    quickstart.main(smoke.get_config(), str(tmp_path / "again"))
+    first, second = (
+        without_times(json.loads((folder / "results.json").read_text()))
+        for folder in (finished, tmp_path / "again")
+    )
+    assert first == second
+
+
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
+    before = contents(finished)
+    quickstart.main(smoke.get_config(), str(finished))
+    assert contents(finished) == before
+    assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("task.name", "chess", "task='chess'"),
+        ("model.num_heads", 3, "num_kv_heads=2"),
+        ("model.num_strategies", 3, "num_strategies=3"),
+        ("model.max_length", 9, "max_length=9"),
+        ("loss.reduction", "median", "reduction='median'"),
+        ("finetune.optimizer", "sgd", "optimizer='sgd'"),
+        ("evaluation.temperature", -1.0, "temperature=-1.0"),
+        ("evaluation.problems", 10**6, "count=1000000"),
+        ("finetune.steps", 7, "another configuration (finetune.steps"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line(finished, capsys, setting, value, words):
+    config = smoke.get_config()
+    *path, leaf = setting.split(".")
+    section = config
+    for name in path:
+        section = section[name]
+    section[leaf] = value
+    before = contents(finished)
+    with pytest.raises(SystemExit) as stopped:
+        quickstart.main(config, str(finished))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert words in error
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "workdir is missing"),
+        (["--config.task.nme=countdown"], "nme"),
+        (["--config=experiments/configs/countdown.py:huge"], "preset='huge'"),
+    ],
+)
+def test_flags_are_refused_in_one_line(tmp_path, arguments, words):
+    if arguments:
+        arguments = [f"--workdir={tmp_path / 'run'}", *arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.quickstart", *arguments],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
+    )
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
