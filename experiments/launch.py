@@ -28,7 +28,8 @@ def refuse(error: object) -> None:
     # config file's own error into the message.
     while isinstance(error, Exception) and error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
-    message = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+    missing = isinstance(error, KeyError)
+    message = f"the configuration has no key {error.args[0]}" if missing else str(error).strip()
     if "Traceback" in message:
         message = message.splitlines()[-1].partition(": ")[2]
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
