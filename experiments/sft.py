@@ -63,8 +63,16 @@ def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
     )
     shape = {name: value for name, value in config.model.items() if name != "preset"}
     model = make_config(config.model.preset, vocab_size=tokenizer.vocab_size, **shape)
+    num_samples = config.evaluation.samples_per_tag * model.num_strategies
     for arm in arms:
         assignment.check_arm(arm, len(task.strategies), model.num_strategies)
+        tags = assignment.trained_tags(arm, len(task.strategies), model.num_strategies)
+        if num_samples % len(tags):
+            raise ValueError(
+                f"evaluation.samples_per_tag={config.evaluation.samples_per_tag}: every arm draws "
+                f"{num_samples} samples a problem, which must be a multiple of the {len(tags)} tags "
+                f"of arm {arm!r}; choose a multiple of {len(tags)}."
+            )
     for phase in (config.pretrain, config.finetune):
         OptimizerConfig(name=phase.optimizer)
     check_reduction(config.loss.reduction)
@@ -191,16 +199,19 @@ def evaluate(
     seed: int,
 ) -> Summary:
     """Sample the held-out problems under every tag the arm has trained, and estimate."""
-    policy, num_tags = setup.policy(params), setup.model.num_strategies
-    per_tag = config.evaluation.samples_per_tag
-    one_each = np.zeros(num_tags, int) if arm == "mixed" else np.arange(num_tags)
-    spread = np.repeat(one_each, per_tag)  # tag-major, S * G samples
+    policy, num_strategies = setup.policy(params), setup.model.num_strategies
+    tags = np.array(assignment.trained_tags(arm, len(setup.task.strategies), num_strategies))
+    num_samples = config.evaluation.samples_per_tag * num_strategies  # of a problem, in every arm
+    spread = np.repeat(tags, num_samples // len(tags))  # tag-major
     filters = Filters(temperature=config.evaluation.temperature)
     keys = jax.random.split(jax.random.key(seed), 4)
     judged = sample_and_judge(policy, setup.test, spread, keys[0], filters)
-    own = sample_and_judge(policy, setup.test, np.full_like(one_each, OWN_TAG), keys[1], filters)
+    drawn = np.full(num_strategies, OWN_TAG)
+    own = sample_and_judge(policy, setup.test, drawn, keys[1], filters)
     validation = sample_and_judge(policy, setup.validation, spread, keys[2], filters)
-    greedy = sample_and_judge(policy, setup.test, one_each, keys[3], Filters(temperature=0.0))
+    # Greedy completions under one tag are all alike: the tags are repeated to keep one shape.
+    each = np.resize(tags, num_strategies)
+    greedy = sample_and_judge(policy, setup.test, each, keys[3], Filters(temperature=0.0))
     run.log_completions({"arm": arm, **row} for row in judged.rows(setup.task, setup.test))
     return summarise(policy, judged, own, greedy, validation)
 

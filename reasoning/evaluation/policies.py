@@ -7,6 +7,7 @@ Axes: P problems, R samples of each (tag-major: all samples of tag 0 first), S s
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,20 +171,30 @@ def tag_strategy_counts(judged: Judged, config: ModelConfig, task: Task) -> np.n
 
 
 def pass_curve(correct: np.ndarray, ks: Sequence[int]) -> np.ndarray:
-    """pass@k `[P, len(ks)]` of judgements `[P, tags, G]`, the k samples spread evenly over tags.
+    """pass@k `[P, len(ks)]` of judgements `[P, tags, G]`, the k samples spread over the tags.
 
-    One tag: any k of its samples. Several: for k up to their number, k different tags with one
-    sample of each; for a multiple of it, the same number of samples of every tag.
+    Every tag gets k // tags samples, and every choice of k % tags of them one more. A tag's samples
+    all fail with the chance that `pass_at_k` leaves; tags fail independently.
     """
-    _, num_tags, per_tag = correct.shape
+    num_problems, num_tags, per_tag = correct.shape
+    solved = correct.sum(axis=2).ravel()
+
+    def failing(samples: int) -> np.ndarray:
+        """Chance `[P, tags]` that all of so many samples of a tag are wrong."""
+        if samples == 0:
+            return np.ones((num_problems, num_tags))
+        return 1 - pass_at_k(per_tag, solved, samples).reshape(num_problems, num_tags)
+
     columns = []
     for k in ks:
-        if num_tags > 1 and k <= num_tags:
-            solving = correct.sum(axis=1)  # [P, G] tags that solve it in this group
-            columns.append(pass_at_k(num_tags, solving.ravel(), k).reshape(solving.shape).mean(1))
-        else:
-            share = pass_at_k(per_tag, correct.sum(axis=2).ravel(), k // num_tags)
-            columns.append(1 - np.prod(1 - share.reshape(correct.shape[:2]), axis=1))
+        base, extra = divmod(k, num_tags)
+        fewer, more = failing(base), failing(base + 1) if extra else None
+        unsolved = []
+        for chosen in itertools.combinations(range(num_tags), extra):
+            with_more = np.isin(np.arange(num_tags), chosen)
+            each = np.where(with_more, more, fewer) if extra else fewer
+            unsolved.append(each.prod(axis=1))
+        columns.append(1 - np.mean(unsolved, axis=0))
     return np.stack(columns, axis=1)
 
 
@@ -212,8 +223,7 @@ def summarise(
     """Estimate everything that results.json holds for one policy.
 
     Args:
-      judged: samples under given tags, the same number of each, tag-major. A policy trained
-        under one tag (`mixed`) is sampled under that tag alone.
+      judged: samples under the tags that were trained, the same number of each, tag-major.
       own: samples whose tag the policy drew itself.
       greedy: one greedy completion under each of the tags of `judged`.
       validation: like `judged`, on validation problems, to choose the best tag by.

@@ -42,6 +42,11 @@ def check_arm(arm: str, num_traces: int, num_strategies: int) -> None:
         )
 
 
+def trained_tags(arm: Arm, num_traces: int, num_strategies: int) -> range:
+    """The tags that an arm ever assigns: one, those of the M traces, or all S."""
+    return range({"mixed": 1, "fixed": num_traces}.get(arm, num_strategies))
+
+
 def with_tags(config: ModelConfig, batch: TraceBatch, tags: jax.Array) -> jax.Array:
     """The batch's tokens `[N, T]` with the tag of each row, `[N]`, written at its fork."""
     at_fork = jnp.arange(batch.tokens.shape[1])[None] == batch.fork[:, None]

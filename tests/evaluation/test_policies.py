@@ -1,5 +1,7 @@
 """Judging completions and summing them up: against cases small enough to count by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -71,11 +73,19 @@ def test_pass_curve_of_one_tag_is_the_unbiased_estimate():
     np.testing.assert_allclose(pass_curve(correct, ks), np.stack(expected, axis=1))
 
 
-def test_pass_curve_over_tags_against_counting():
-    # Two tags, two samples each: tag 0 always right on problem 0, tag 1 right once on problem 1.
-    correct = np.array([[[1, 1], [0, 0]], [[0, 0], [1, 0]]], bool)
-    expected = [[0.5, 1.0, 1.0], [0.25, 0.5, 1.0]]
-    np.testing.assert_allclose(pass_curve(correct, [1, 2, 4]), expected)
+def test_pass_curve_over_tags_against_drawing_every_choice():
+    rng = np.random.default_rng(1)
+    correct = rng.random((3, 3, 2)) < 0.4
+    ks = [1, 2, 3, 4, 5, 6]
+    expected = np.zeros((3, len(ks)))
+    for p, (i, k) in itertools.product(range(3), enumerate(ks)):
+        base, extra = divmod(k, 3)
+        found = []
+        for more in itertools.combinations(range(3), extra):
+            draws = [itertools.combinations(correct[p, t], base + (t in more)) for t in range(3)]
+            found += [any(map(any, choice)) for choice in itertools.product(*draws)]
+        expected[p, i] = np.mean(found)
+    np.testing.assert_allclose(pass_curve(correct, ks), expected)
 
 
 def test_summary_of_a_perfect_specialist():
