@@ -70,8 +70,8 @@ def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
         if num_samples % len(tags):
             raise ValueError(
                 f"evaluation.samples_per_tag={config.evaluation.samples_per_tag}: every arm draws "
-                f"{num_samples} samples a problem, which must be a multiple of the {len(tags)} tags "
-                f"of arm {arm!r}; choose a multiple of {len(tags)}."
+                f"{num_samples} samples a problem, which must be a multiple of the {len(tags)} "
+                f"tags of arm {arm!r}; choose a multiple of {len(tags)}."
             )
     for phase in (config.pretrain, config.finetune):
         OptimizerConfig(name=phase.optimizer)
