@@ -108,7 +108,10 @@ def train(
     """
     optimizer = make_optimizer(
         OptimizerConfig(
-            name=config.optimizer, learning_rate=config.learning_rate, num_steps=config.steps
+            name=config.optimizer,
+            learning_rate=config.learning_rate,
+            num_steps=config.steps,
+            warmup_steps=config.warmup_steps,
         )
     )
     state = init_state(params, optimizer)

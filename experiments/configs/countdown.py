@@ -37,6 +37,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.pretrain.buckets = 3  # row lengths that batches are padded to
     config.pretrain.optimizer = "muon"
     config.pretrain.learning_rate = 1e-2
+    config.pretrain.warmup_steps = 20
 
     # Each arm starts from it: correct traces of the strategies, several per problem.
     config.finetune = ml_collections.ConfigDict()
@@ -46,6 +47,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.finetune.buckets = 3
     config.finetune.optimizer = "muon"
     config.finetune.learning_rate = 5e-3
+    config.finetune.warmup_steps = 20
 
     # What the paper leaves open (METHODS 1.2) and how the tags start.
     config.loss = ml_collections.ConfigDict()
