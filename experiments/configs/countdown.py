@@ -26,7 +26,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict()
     config.model.preset = "0.1m"
-    config.model.num_strategies = 6  # more tags than strategies, as in the paper (N = 6, M = 4)
+    config.model.num_strategies = 4
     config.model.max_length = 80
 
     # One base policy: correct traces in random order, all under tag 0.
@@ -53,7 +53,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.loss = ml_collections.ConfigDict()
     config.loss.reduction = "token_mean"  # or sequence_mean, set_sum
     config.loss.tag_is_label = True  # the policy also learns to write the tag
-    config.loss.match_tokens = 12  # L: trace tokens that the matching cost reads
+    config.loss.match_tokens = 30  # L: trace tokens that the matching cost reads
     config.loss.tag_noise = 1.0  # how far apart the tags start, in embedding deviations
 
     config.evaluation = ml_collections.ConfigDict()
@@ -64,9 +64,4 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
 
     if preset == "full":
         config.num_seeds = 5
-        config.pretrain.steps = 3000
-        config.pretrain.problems = 40_000
-        config.finetune.steps = 1200
-        config.finetune.problems = 30_000
-        config.evaluation.validation_problems = 200
     return config
