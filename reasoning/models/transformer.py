@@ -240,9 +240,17 @@ class Transformer(nn.Module):
 
         Returns:
           logits `[B, T, V+S]` float32, and the extended cache (None without one).
+
+        Raises:
+          ValueError: rows longer than the model's max_length.
         """
         config = self.config
         batch, length = tokens.shape
+        if length > config.max_length:
+            raise ValueError(
+                f"max_length={config.max_length}: the rows have {length} tokens; raise it, or "
+                "choose shorter traces."
+            )
         offset = 0 if cache is None else cache.length
         if segment_ids is None:
             segment_ids = jnp.ones((batch, length), jnp.int32)

@@ -50,13 +50,15 @@ def git_revision() -> str | None:
 def first_difference(old: Mapping, new: Mapping, prefix: str = "") -> str | None:
     """The first key at which two nested configurations differ, with both values."""
     for key in sorted({*old, *new}):
-        before, after = old.get(key, "absent"), new.get(key, "absent")
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            inner = first_difference(before, after, f"{prefix}{key}.")
+        before, after = (repr(side[key]) if key in side else "absent" for side in (old, new))
+        if before == after:
+            continue
+        if isinstance(old.get(key), Mapping) and isinstance(new.get(key), Mapping):
+            inner = first_difference(old[key], new[key], f"{prefix}{key}.")
             if inner:
                 return inner
-        elif before != after:
-            return f"{prefix}{key} is {before!r} there and {after!r} here"
+        else:
+            return f"{prefix}{key} is {before} there and {after} here"
     return None
 
 

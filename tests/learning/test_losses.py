@@ -104,4 +104,4 @@ def test_an_unknown_reduction_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match=message):
         check_reduction("mean")
     with pytest.raises(ValueError, match=message):
-        reduce_nll(jnp.zeros((1, 1)), jnp.ones((1, 1)), "mean")
+        reduce_nll(jnp.zeros((1, 1)), jnp.ones((1, 1)), "mean", 1)

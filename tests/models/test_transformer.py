@@ -371,3 +371,9 @@ def test_unknown_presets_and_fields_are_refused():
         make_config("9m", vocab_size=10)
     with pytest.raises(ValueError, match=r"^depth: no such field of ModelConfig; it has vocab_s"):
         make_config("0.1m", vocab_size=10, depth=3)
+
+
+def test_rows_beyond_the_position_table_are_refused():
+    config = make_config("0.1m", vocab_size=10, d_model=16, d_ff=16, max_length=4)
+    with pytest.raises(ValueError, match="max_length=4: the rows have 5 tokens"):
+        jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 5), jnp.int32))

@@ -81,7 +81,7 @@ def test_a_finished_run_is_returned_and_unchanged(workdir):
         (dict(model={"preset": "0.1m", "d_model": 32}, seed=7),
          "model.d_model is 64 there and 32 here"),
         (dict(rates=(1e-3, 1e-4)), r"rates is [0.001, 0.0003] there and [0.001, 0.0001] here"),
-        (dict(arm="mixed"), "arm is None there and 'mixed' here"),
+        (dict(arm="mixed"), "arm is absent there and 'mixed' here"),
     ],
     ids=str,
 )
