@@ -130,7 +130,7 @@ def train(
 
     def record(step: int, metrics: dict[str, jax.Array]) -> float:
         values = jax.device_get(metrics)
-        run.log_metrics(phase, step, values)
+        run.log_metrics(phase, step, {"seed": seed, **values})
         progress.advance(float(values["tokens"]), nll=float(values["trace_nll"]))
         return float(values["tokens"])
 
@@ -215,7 +215,8 @@ def evaluate(
     # Greedy completions under one tag are all alike: the tags are repeated to keep one shape.
     each = np.resize(tags, num_strategies)
     greedy = sample_and_judge(policy, setup.test, each, keys[3], Filters(temperature=0.0))
-    run.log_completions({"arm": arm, **row} for row in judged.rows(setup.task, setup.test))
+    rows = judged.rows(setup.task, setup.test)
+    run.log_completions({"seed": seed, "arm": arm, **row} for row in rows)
     return summarise(policy, judged, own, greedy, validation)
 
 
@@ -236,8 +237,8 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
                 "arms": {config.arm: {**summary.figures, "training": spent}},
                 "pretraining": pretrained,
             }
-            run.finish(results)
             reports.plot_run(run.path, setup.task.strategies, results)
+            run.finish(results)
     print(reports.table(results))
 
 

@@ -55,7 +55,7 @@ class Judged:
       validity: float, share of valid steps in the trace.
       lengths: int, tokens, tag and <eos> included.
       completions: str, the text after the tag.
-      answers: str or None.
+      answers: str, None where the completion gave none or was cut off.
     """
 
     tags: np.ndarray
@@ -157,7 +157,7 @@ def judge(
         judged.validity[p, r] = task.check_trace(problems[p], None, steps)
         judged.lengths[p, r] = len(ids)
         judged.completions[p, r] = text
-        judged.answers[p, r] = answer
+        judged.answers[p, r] = answer if ended and answer else None
     return judged
 
 

@@ -41,9 +41,10 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def plot_run(path: Path, strategies: Sequence[str], results: Mapping[str, Any]) -> None:
-    """Write every plot of a run into its plots/ folder."""
+    """Write every plot of a run, or of the first seed of several, into its plots/ folder."""
     arms = results["arms"]
     metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [row for row in metrics if row["seed"] == metrics[0]["seed"]]
     plots = {
         "learning_curves": learning_curves(metrics),
         "accuracy_by_tag": accuracy_by_tag(arms),

@@ -110,9 +110,10 @@ def matching_entropy(costs: jax.Array, batch: TraceBatch, match_tokens: int) -> 
     """How undecided the tags are, in nats: mean entropy of p(tag | the trace's first L tokens).
 
     ln S where no tag prefers any trace, 0 where every trace belongs to one tag. The likelihood of
-    L tokens under tag i is exp(-L cost_i); tags are equally likely beforehand.
+    n = min(T, L) tokens under tag i is exp(-n cost_i); tags are equally likely beforehand.
     """
-    log_posterior = jax.nn.log_softmax(-match_tokens * costs)
+    scored = jnp.clip(batch.lengths - batch.fork - 1, 0, match_tokens)
+    log_posterior = jax.nn.log_softmax(-scored[:, None] * costs)
     entropy = -jnp.sum(jnp.exp(log_posterior) * log_posterior, axis=-1)
     exists = batch.lengths > 0
     return jnp.sum(entropy * exists) / jnp.maximum(exists.sum(), 1)

@@ -57,6 +57,7 @@ def test_a_completion_that_is_cut_off_is_not_correct():
     judged = judge(POLICY, [PROBLEM], tokens, mask)
     assert not judged.correct[0, 0]
     assert judged.reasons[0, 0] == "cut_off"
+    assert judged.answers[0, 0] is None, "an answer that is not judged right must not vote"
 
 
 def test_a_tag_inside_the_text_is_no_word():

@@ -255,31 +255,21 @@ class Countdown:
         return sum(valid) / len(written)
 
     def recognise(self, problem: CountdownProblem, steps: str) -> str | None:
-        """The one strategy that would have opened as the steps do the soonest.
+        """The one strategy whose search shares the longest opening with the steps.
 
-        That is the strategy that ranks the first operation highest among those open to it and, if
-        several do, whose search goes on like the steps the longest. Operations are compared, not
-        their results: a wrong result is a wrong sum, not another strategy.
+        The first operation must be the strategy's own. Operations are compared, not their results:
+        a wrong result is a wrong sum, not another strategy.
         """
         written = [_choice(text) for text in split_steps(steps)]
-        fits = {}
+        shared = {}
         for strategy in self.strategies:
-            openings = self._openings(problem, strategy)
-            if not written or written[0] not in openings:
-                continue
             search = self._search(problem, strategy)
             taken = (_choice(step.text(check)) for step, check, _ in search)
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(written, taken))
-            fits[strategy] = (-openings.index(written[0]), sum(1 for _ in same))
-        best = max(fits.values(), default=None)
-        winners = [strategy for strategy, fit in fits.items() if fit == best]
-        return winners[0] if len(winners) == 1 else None
-
-    @functools.lru_cache(maxsize=10_000)  # noqa: B019 - a task lives as long as the program
-    def _openings(self, problem: CountdownProblem, strategy: str) -> list[str]:
-        """The first operations open to a strategy, in its order."""
-        search = self._search(problem, strategy)
-        return [_choice(step.text(check)) for step, check, path in search if len(path) == 1]
+            shared[strategy] = sum(1 for _ in same)
+        best = max(shared.values())
+        winners = [strategy for strategy, length in shared.items() if length == best]
+        return winners[0] if best > 0 and len(winners) == 1 else None
 
     def _search(self, problem: CountdownProblem, strategy: str) -> Iterator[Found]:
         if strategy not in self.strategies:
