@@ -187,7 +187,8 @@ def test_matching_entropy_is_between_0_and_that_of_all_tags():
     assert entropy(np.full((ROWS, 4), 2.5)) == pytest.approx(math.log(4))
     assert entropy(np.where(np.arange(4) == 2, 0.0, 1e3) * np.ones((ROWS, 1))) == 0
     costs = np.random.default_rng(0).random((ROWS, 4))
-    weights = np.exp(-MATCH * costs)
+    scored = np.minimum(np.asarray(BATCH.lengths) - np.asarray(BATCH.fork) - 1, MATCH)
+    weights = np.exp(-np.maximum(scored, 0)[:, None] * costs)
     weights /= weights.sum(axis=1, keepdims=True)
     expected = -(weights * np.log(weights)).sum(axis=1)[:8].mean()
     assert entropy(costs) == pytest.approx(expected, rel=1e-5)
