@@ -19,7 +19,7 @@ class Filters:
     Attributes:
       temperature: logits are divided by it; 0 is greedy decoding.
       top_k: keep the k likeliest tokens (ties with the k-th stay).
-      top_p: keep the fewest tokens that hold at least this mass (2.0 would keep all).
+      top_p: keep the fewest tokens that hold at least this mass.
       min_p: keep tokens at least this fraction as likely as the likeliest.
     """
 
