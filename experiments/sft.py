@@ -64,7 +64,7 @@ def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
     shape = {name: value for name, value in config.model.items() if name != "preset"}
     model = make_config(config.model.preset, vocab_size=tokenizer.vocab_size, **shape)
     num_samples = config.evaluation.samples_per_tag * model.num_strategies
-    for arm in arms:
+    for arm in dict.fromkeys((*arms, config.arm)):
         assignment.check_arm(arm, len(task.strategies), model.num_strategies)
         tags = assignment.trained_tags(arm, len(task.strategies), model.num_strategies)
         if num_samples % len(tags):
@@ -73,8 +73,15 @@ def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
                 f"{num_samples} samples a problem, which must be a multiple of the {len(tags)} "
                 f"tags of arm {arm!r}; choose a multiple of {len(tags)}."
             )
-    for phase in (config.pretrain, config.finetune):
-        OptimizerConfig(name=phase.optimizer)
+    for name in ("pretrain", "finetune"):
+        OptimizerConfig(name=config[name].optimizer)
+        if config[name].rows < len(task.strategies):
+            raise ValueError(
+                f"{name}.rows={config[name].rows}: a batch must hold all traces of a problem, so "
+                f"at least {len(task.strategies)} rows."
+            )
+    if config.num_seeds < 1:
+        raise ValueError(f"num_seeds={config.num_seeds}: must be at least 1.")
     check_reduction(config.loss.reduction)
     Filters(temperature=config.evaluation.temperature).check()
     held_out = {
