@@ -6,7 +6,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
@@ -22,7 +22,7 @@ _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "countdown.py"
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
 
 
-def refuse(error: object) -> None:
+def refuse(error: object) -> NoReturn:
     """End the program with one line on stderr and exit status 2."""
     # ml_collections wraps a KeyError, which shows its message quoted, and puts the traceback of a
     # config file's own error into the message.

@@ -67,16 +67,14 @@ def _example(tokenizer: Tokenizer, prompt: str, completions: Sequence[str]) -> E
     return Example(tuple(prompt_ids(tokenizer, prompt)), traces)
 
 
-def strategy_examples(
-    task: Task, tokenizer: Tokenizer, seed: int, count: int, min_traces: int = 1
-) -> list[Example]:
+def strategy_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -> list[Example]:
     """Training problems with the distinct traces of the strategies that solve them.
 
     Which strategy wrote a trace is not kept, and the order of a problem's traces is shuffled:
     matching has to discover what belongs together.
 
     Returns:
-      `count` problems of the train split that have at least `min_traces` distinct traces.
+      `count` problems of the train split that at least one strategy solves.
     """
     examples = []
     problems = stream(task, "train", seed)
@@ -85,7 +83,7 @@ def strategy_examples(
         traces = (task.trace(problem, strategy) for strategy in task.strategies)
         completions = sorted({trace.completion for trace in traces if trace is not None})
         random.Random(f"order/{seed}/{len(examples)}").shuffle(completions)
-        if len(completions) >= min_traces:
+        if completions:
             examples.append(_example(tokenizer, task.prompt(problem), completions))
     return examples
 
