@@ -3,10 +3,11 @@
     python -m experiments.NAME --workdir=DIR [--config=FILE[:PRESET]] [--config.KEY=VALUE ...]
 """
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import jax
 import ml_collections
@@ -20,6 +21,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "countdown.py"
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
+
+Setup = TypeVar("Setup")
+Purpose = Literal["init", "tags", "assign", "evaluate"]
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
 def refuse(error: object) -> NoReturn:
@@ -36,21 +41,37 @@ def refuse(error: object) -> NoReturn:
     sys.exit(2)
 
 
-def prepare(
-    set_up: Callable[[ml_collections.ConfigDict, tuple[str, ...]], Any],
-    config: ml_collections.ConfigDict,
-    arms: tuple[str, ...],
-    workdir: str,
-) -> tuple[Any, dict | None]:
-    """Check everything before anything is written: the setup, and a finished run's results."""
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What cannot run, or cannot be written, ends the program with one line."""
     try:
-        setup = set_up(config, arms)
-        results = finished_results(workdir, config.to_dict())
-    except (ValueError, TypeError, OSError) as error:
+        yield
+    except (ValueError, OSError) as error:
         refuse(error)
+
+
+def prepare(
+    program: str,
+    build: Callable[[ml_collections.ConfigDict], Setup],
+    config: ml_collections.ConfigDict,
+    workdir: str,
+) -> tuple[Setup, dict[str, Any] | None]:
+    """Check a configuration and the run directory; nothing is written.
+
+    Returns:
+      what `build` makes of the configuration, and the results if the run has finished already.
+    """
+    with refusals():
+        setup = build(config)
+        results = finished_results(workdir, program, config.to_dict())
     if results is not None:
         print(f"{workdir}: finished already, nothing is changed.")
     return setup, results
+
+
+def run_key(seed: int, purpose: Purpose) -> jax.Array:
+    """The key of one use of a run's seed: no two uses share their random numbers."""
+    return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 
 
 def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:

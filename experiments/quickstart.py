@@ -18,26 +18,26 @@ from typing import Any
 import ml_collections
 
 from experiments import launch
-from experiments.sft import Setup, evaluate, fine_tune, pretrain, set_up
-from reasoning.data.pipelines import strategy_examples
+from experiments.sft import Data, Setup, evaluate, fine_tune, pretrain, set_up, training_data
 from reasoning.evaluation import reports
-from reasoning.evaluation.estimators import difference_estimate, runs_estimate
+from reasoning.evaluation.estimators import difference_estimate
 from reasoning.learning.assignment import ARMS
 from reasoning.runtime.runs import Run
+
+PROGRAM = "experiments.quickstart"
 
 # Coverage of the S tags of the first arm less S samples of the second.
 COMPARED = (("matched", "mixed"), ("matched", "random"), ("matched", "fixed"))
 
 
 def run_seed(
-    run: Run, setup: Setup, config: ml_collections.ConfigDict, seed: int
+    run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
 ) -> dict[str, Any]:
     """Pre-train once, fine-tune and evaluate every arm; returns one seed's results."""
-    base, pretrained = pretrain(run, setup, config, seed)
-    examples = strategy_examples(setup.task, setup.tokenizer, seed, config.finetune.problems)
+    base, pretrained = pretrain(run, setup, data, config, seed)
     arms, coverage = {}, {}
     for arm in ARMS:
-        params, spent = fine_tune(run, setup, base, examples, arm, config, seed)
+        params, spent = fine_tune(run, setup, base, data, arm, config, seed)
         started = time.monotonic()
         summary = evaluate(run, setup, params, arm, config, seed)
         spent["evaluation_seconds"] = time.monotonic() - started
@@ -50,39 +50,20 @@ def run_seed(
     return {"arms": arms, "comparisons": comparisons, "pretraining": pretrained, "seed": seed}
 
 
-def over_seeds(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Each figure's mean and interval over seeds, beside the results of every seed."""
-
-    def mean(entries: list[dict[str, Any]]) -> dict[str, Any]:
-        estimate = runs_estimate([entry["value"] for entry in entries]).as_dict()
-        extra = {name: entries[0][name] for name in ("maximum",) if name in entries[0]}
-        if extra:
-            extra["share"] = estimate["value"] / extra["maximum"]
-        return {**estimate, **extra}
-
-    def collect(parts: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            name: mean([part[name] for part in parts])
-            for name, entry in parts[0].items()
-            if isinstance(entry, dict) and "value" in entry
-        }
-
-    arms = {arm: collect([result["arms"][arm] for result in results]) for arm in ARMS}
-    comparisons = collect([result["comparisons"] for result in results])
-    return {"arms": arms, "comparisons": comparisons, "seeds": results}
-
-
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Run every seed, then report."""
-    setup, results = launch.prepare(set_up, config, ARMS, workdir)
+    setup, results = launch.prepare(PROGRAM, lambda config: set_up(config, ARMS), config, workdir)
     if results is None:
-        with Run(workdir, config.to_dict()) as run:
+        with launch.refusals():
+            data = training_data(setup, config)
+            run = Run(workdir, PROGRAM, config.to_dict())
+        with run:
             seeds = [
-                run_seed(run, setup, config, seed)
+                run_seed(run, setup, data, config, seed)
                 for seed in range(config.seed, config.seed + config.num_seeds)
             ]
-            results = seeds[0] if len(seeds) == 1 else over_seeds(seeds)
-            reports.plot_run(run.path, setup.task.strategies, seeds[0])
+            results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
+            reports.plot_run(run.path, setup.task.strategies, results)
             run.finish(results)
     print(reports.table(results))
     print(f"plots: {workdir}/plots")

@@ -9,7 +9,7 @@ directory (`reasoning.runtime.runs`).
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import ml_collections
@@ -33,6 +33,15 @@ from reasoning.runtime.runs import Progress, Run
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, check_lengths
 
+PROGRAM = "experiments.sft"
+Phase = Literal["pretrain", "finetune"]
+
+COUNTS = (
+    "num_seeds", "pretrain.problems", "pretrain.buckets", "finetune.steps", "finetune.problems",
+    "finetune.buckets", "loss.match_tokens", "evaluation.problems",
+    "evaluation.validation_problems", "evaluation.samples_per_tag",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -51,6 +60,14 @@ class Setup:
         return Policy(params, self.model, self.tokenizer, self.task, room)
 
 
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The training problems of the two phases; all seeds of a run share them."""
+
+    pretrain: list[pipelines.Example]
+    finetune: list[pipelines.Example]
+
+
 def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
     """Build the task, the tokenizer, the model's shape and the held-out problems.
 
@@ -61,29 +78,10 @@ def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
     tokenizer = train_tokenizer(
         (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
     )
-    shape = {name: value for name, value in config.model.items() if name != "preset"}
-    model = make_config(config.model.preset, vocab_size=tokenizer.vocab_size, **shape)
-    num_samples = config.evaluation.samples_per_tag * model.num_strategies
-    for arm in dict.fromkeys((*arms, config.arm)):
-        assignment.check_arm(arm, len(task.strategies), model.num_strategies)
-        tags = assignment.trained_tags(arm, len(task.strategies), model.num_strategies)
-        if num_samples % len(tags):
-            raise ValueError(
-                f"evaluation.samples_per_tag={config.evaluation.samples_per_tag}: every arm draws "
-                f"{num_samples} samples a problem, which must be a multiple of the {len(tags)} "
-                f"tags of arm {arm!r}; choose a multiple of {len(tags)}."
-            )
-    for name in ("pretrain", "finetune"):
-        OptimizerConfig(name=config[name].optimizer)
-        if config[name].rows < len(task.strategies):
-            raise ValueError(
-                f"{name}.rows={config[name].rows}: a batch must hold all traces of a problem, so "
-                f"at least {len(task.strategies)} rows."
-            )
-    if config.num_seeds < 1:
-        raise ValueError(f"num_seeds={config.num_seeds}: must be at least 1.")
-    check_reduction(config.loss.reduction)
-    Filters(temperature=config.evaluation.temperature).check()
+    shape = {name: value for name, value in config.model.items() if value is not None}
+    model = make_config(shape.pop("preset"), vocab_size=tokenizer.vocab_size, **shape)
+    check_numbers(config, task)
+    check_arms(config, (*arms, config.arm), task, model)
     held_out = {
         split: distinct_problems(task, split, config.seed, count)
         for split, count in (
@@ -93,8 +91,81 @@ def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
     }
     prompts = [task.prompt(problem) for problems in held_out.values() for problem in problems]
     prompt_length = max(len(pipelines.prompt_ids(tokenizer, prompt)) for prompt in prompts)
-    check_lengths(model, prompt_length, 1 + config.loss.match_tokens)
+    check_lengths(model, prompt_length, 2)
     return Setup(task, tokenizer, model, prompt_length, **held_out)
+
+
+def check_numbers(config: ml_collections.ConfigDict, task: Task) -> None:
+    """Refuse settings outside their range (ValueError)."""
+    for name in COUNTS:
+        section, _, field = name.rpartition(".")
+        value = (config[section] if section else config)[field]
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1.")
+    if config.pretrain.steps < 0:
+        raise ValueError(f"pretrain.steps={config.pretrain.steps}: must be 0 (none) or above.")
+    for phase in ("pretrain", "finetune"):
+        optimizer_config(config[phase])
+        if config[phase].rows < len(task.strategies):
+            raise ValueError(
+                f"{phase}.rows={config[phase].rows}: a batch must hold all traces of a problem, so "
+                f"at least {len(task.strategies)} rows."
+            )
+    if config.loss.tag_noise < 0:
+        raise ValueError(f"loss.tag_noise={config.loss.tag_noise}: must be 0 or above.")
+    check_reduction(config.loss.reduction)
+    Filters(temperature=config.evaluation.temperature).check()
+
+
+def check_arms(
+    config: ml_collections.ConfigDict, arms: tuple[str, ...], task: Task, model: ModelConfig
+) -> None:
+    """Refuse arms that cannot be trained or evaluated with these numbers (ValueError)."""
+    num_samples = config.evaluation.samples_per_tag * model.num_strategies
+    for arm in dict.fromkeys(arms):
+        assignment.check_arm(arm, len(task.strategies), model.num_strategies)
+        tags = assignment.trained_tags(arm, len(task.strategies), model.num_strategies)
+        if num_samples % len(tags):
+            raise ValueError(
+                f"evaluation.samples_per_tag={config.evaluation.samples_per_tag}: every arm draws "
+                f"{num_samples} samples a problem, which must be a multiple of the {len(tags)} "
+                f"tags of arm {arm!r}; choose a multiple of {len(tags)}."
+            )
+
+
+def training_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
+    """The examples of both phases, as ids.
+
+    Raises:
+      ValueError: a row is longer than the model reads.
+    """
+    print(f"writing {config.pretrain.problems + config.finetune.problems} training problems")
+    make = {"pretrain": pipelines.practice_examples, "finetune": pipelines.strategy_examples}
+    data = Data(
+        **{
+            phase: examples(setup.task, setup.tokenizer, config.seed, config[phase].problems)
+            for phase, examples in make.items()
+        }
+    )
+    longest = max(example.longest for example in data.pretrain + data.finetune)
+    if longest > setup.model.max_length:
+        raise ValueError(
+            f"model.max_length={setup.model.max_length}: the longest training row has {longest} "
+            f"tokens; raise it to {longest} or more, or choose shorter traces."
+        )
+    return data
+
+
+def optimizer_config(phase: ml_collections.ConfigDict) -> OptimizerConfig:
+    """A phase's optimizer; its schedule spans the phase."""
+    return OptimizerConfig(
+        name=phase.optimizer,
+        learning_rate=phase.learning_rate,
+        num_steps=max(phase.steps, 1),
+        warmup_steps=phase.warmup_steps,
+        weight_decay=phase.weight_decay,
+        clip_norm=phase.clip_norm,
+    )
 
 
 def train(
@@ -102,10 +173,9 @@ def train(
     setup: Setup,
     params: Any,
     examples: list[pipelines.Example],
+    phase: Phase,
     arm: assignment.Arm,
-    phase: str,
     config: ml_collections.ConfigDict,
-    loss: ml_collections.ConfigDict,
     seed: int,
 ) -> tuple[Any, dict[str, float]]:
     """Train on the examples, each trace under the tag that the arm assigns to it.
@@ -113,31 +183,26 @@ def train(
     Returns:
       the trained parameters, and what it took: `steps`, `tokens` (labels) and `seconds`.
     """
-    optimizer = make_optimizer(
-        OptimizerConfig(
-            name=config.optimizer,
-            learning_rate=config.learning_rate,
-            num_steps=config.steps,
-            warmup_steps=config.warmup_steps,
-        )
-    )
+    settings, loss = config[phase], config.loss
+    optimizer = make_optimizer(optimizer_config(settings))
     state = init_state(params, optimizer)
     batches = pipelines.trace_batches(
         examples,
-        rows=config.rows,
-        buckets=pipelines.bucket_lengths(examples, config.buckets),
-        num_batches=config.steps,
+        rows=settings.rows,
+        buckets=pipelines.bucket_lengths(examples, settings.buckets),
+        num_batches=settings.steps,
         pad_id=setup.tokenizer.pad_id,
         seed=seed,
     )
-    key = jax.random.key(seed)
+    key = launch.run_key(seed, "assign")
     longest_prompt = max(len(example.prompt) for example in examples)
-    progress = Progress(phase, config.steps)
+    name = "base" if phase == "pretrain" else arm
+    progress = Progress(name, settings.steps)
     started, tokens = time.monotonic(), 0.0
 
     def record(step: int, metrics: dict[str, jax.Array]) -> float:
         values = jax.device_get(metrics)
-        run.log_metrics(phase, step, {"seed": seed, **values})
+        run.log_metrics(name, step, {"seed": seed, **values})
         progress.advance(float(values["tokens"]), nll=float(values["trace_nll"]))
         return float(values["tokens"])
 
@@ -167,37 +232,32 @@ def train(
         waiting = step, {**metrics, **matching}
     tokens += record(*waiting) if waiting else 0.0
     progress.close()
-    spent = {"steps": config.steps, "tokens": tokens, "seconds": time.monotonic() - started}
+    spent = {"steps": settings.steps, "tokens": tokens, "seconds": time.monotonic() - started}
     return state.params, spent
 
 
 def pretrain(
-    run: Run, setup: Setup, config: ml_collections.ConfigDict, seed: int
+    run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
 ) -> tuple[Any, dict[str, float]]:
     """The base policy: correct traces that follow no strategy, all under tag 0."""
-    params = init_params(setup.model, jax.random.key(seed))
+    params = init_params(setup.model, launch.run_key(seed, "init"))
     if config.pretrain.steps == 0:
         return params, {"steps": 0, "tokens": 0.0, "seconds": 0.0}
-    examples = pipelines.practice_examples(
-        setup.task, setup.tokenizer, seed, config.pretrain.problems
-    )
-    return train(
-        run, setup, params, examples, "mixed", "base", config.pretrain, config.loss, seed
-    )
+    return train(run, setup, params, data.pretrain, "pretrain", "mixed", config, seed)
 
 
 def fine_tune(
     run: Run,
     setup: Setup,
     base: Any,
-    examples: list[pipelines.Example],
+    data: Data,
     arm: assignment.Arm,
     config: ml_collections.ConfigDict,
     seed: int,
 ) -> tuple[Any, dict[str, float]]:
     """The base policy fine-tuned under an arm; every arm sees the same batches."""
-    start = spread_strategies(base, jax.random.key(seed), config.loss.tag_noise)
-    return train(run, setup, start, examples, arm, arm, config.finetune, config.loss, seed)
+    start = spread_strategies(base, launch.run_key(seed, "tags"), config.loss.tag_noise)
+    return train(run, setup, start, data.finetune, "finetune", arm, config, seed)
 
 
 def evaluate(
@@ -212,41 +272,51 @@ def evaluate(
     policy, num_strategies = setup.policy(params), setup.model.num_strategies
     tags = np.array(assignment.trained_tags(arm, len(setup.task.strategies), num_strategies))
     num_samples = config.evaluation.samples_per_tag * num_strategies  # of a problem, in every arm
-    spread = np.repeat(tags, num_samples // len(tags))  # tag-major
+    tag_major = np.repeat(tags, num_samples // len(tags))
     filters = Filters(temperature=config.evaluation.temperature)
-    keys = jax.random.split(jax.random.key(seed), 4)
-    judged = sample_and_judge(policy, setup.test, spread, keys[0], filters)
-    drawn = np.full(num_strategies, OWN_TAG)
-    own = sample_and_judge(policy, setup.test, drawn, keys[1], filters)
-    validation = sample_and_judge(policy, setup.validation, spread, keys[2], filters)
+    keys = jax.random.split(launch.run_key(seed, "evaluate"), 4)
+    judged = sample_and_judge(policy, setup.test, tag_major, keys[0], filters)
+    own_tags = np.full(num_strategies, OWN_TAG)
+    own = sample_and_judge(policy, setup.test, own_tags, keys[1], filters)
+    validation = sample_and_judge(policy, setup.validation, tag_major, keys[2], filters)
     # Greedy completions under one tag are all alike: the tags are repeated to keep one shape.
-    each = np.resize(tags, num_strategies)
-    greedy = sample_and_judge(policy, setup.test, each, keys[3], Filters(temperature=0.0))
+    every_tag = np.resize(tags, num_strategies)
+    greedy = sample_and_judge(policy, setup.test, every_tag, keys[3], Filters(temperature=0.0))
     rows = judged.rows(setup.task, setup.test)
     run.log_completions({"seed": seed, "arm": arm, **row} for row in rows)
     return summarise(policy, judged, own, greedy, validation)
 
 
+def run_seed(
+    run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
+) -> dict[str, Any]:
+    """Pre-train, fine-tune under `config.arm`, evaluate; returns one seed's results."""
+    base, pretrained = pretrain(run, setup, data, config, seed)
+    params, spent = fine_tune(run, setup, base, data, config.arm, config, seed)
+    summary = evaluate(run, setup, params, config.arm, config, seed)
+    arms = {config.arm: {**summary.figures, "training": spent}}
+    return {"arms": arms, "pretraining": pretrained, "seed": seed}
+
+
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Pre-train, fine-tune under `config.arm`, evaluate, report."""
-    setup, results = launch.prepare(set_up, config, (config.arm,), workdir)
+    """Run every seed, then report."""
+    setup, results = launch.prepare(
+        PROGRAM, lambda config: set_up(config, (config.arm,)), config, workdir
+    )
     if results is None:
-        with Run(workdir, config.to_dict()) as run:
-            base, pretrained = pretrain(run, setup, config, config.seed)
-            examples = pipelines.strategy_examples(
-                setup.task, setup.tokenizer, config.seed, config.finetune.problems
-            )
-            params, spent = fine_tune(
-                run, setup, base, examples, config.arm, config, config.seed
-            )
-            summary = evaluate(run, setup, params, config.arm, config, config.seed)
-            results = {
-                "arms": {config.arm: {**summary.figures, "training": spent}},
-                "pretraining": pretrained,
-            }
+        with launch.refusals():
+            data = training_data(setup, config)
+            run = Run(workdir, PROGRAM, config.to_dict())
+        with run:
+            seeds = [
+                run_seed(run, setup, data, config, seed)
+                for seed in range(config.seed, config.seed + config.num_seeds)
+            ]
+            results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
             reports.plot_run(run.path, setup.task.strategies, results)
             run.finish(results)
     print(reports.table(results))
+    print(f"plots: {workdir}/plots")
 
 
 if __name__ == "__main__":

@@ -40,42 +40,6 @@ def effective_number(weights: ArrayLike) -> float:
     return math.exp(entropy(weights))
 
 
-def joint_counts(
-    tags: ArrayLike, strategies: ArrayLike, num_tags: int, num_strategies: int
-) -> np.ndarray:
-    """How often each tag was followed by each strategy: `[S, K]`, int64.
-
-    Args:
-      tags: `[N]`, the tag given to each sample, 0..S-1.
-      strategies: `[N]`, the strategy that each sample followed, 0..K-1; the caller may count
-        samples that follow none as strategy K-1, or leave them out.
-      num_tags: S.
-      num_strategies: K.
-
-    Raises:
-      ValueError: shapes that are not one `[N]`, or indices that are no integers or out of range.
-    """
-    tags, strategies = np.asarray(tags), np.asarray(strategies)
-    if tags.ndim != 1 or tags.shape != strategies.shape:
-        raise ValueError(
-            f"tags, strategies: shapes {tags.shape} and {strategies.shape} must both be [N]."
-        )
-    counts = np.zeros((num_tags, num_strategies), np.int64)
-    for name, indices, size in (
-        ("tags", tags, num_tags),
-        ("strategies", strategies, num_strategies),
-    ):
-        if len(indices) and indices.dtype.kind not in "iu":
-            raise ValueError(f"{name}: {indices.dtype} must be integers, one index per sample.")
-        if ((indices < 0) | (indices >= size)).any():
-            raise ValueError(
-                f"{name}: from {indices.min()} to {indices.max()}, must be in 0..{size - 1}; map "
-                "what was not recognised to an index of its own."
-            )
-    np.add.at(counts, (tags.astype(np.int64), strategies.astype(np.int64)), 1)
-    return counts
-
-
 def mutual_information(counts: ArrayLike) -> float:
     """What the given tag says about the strategy followed: H(tag) + H(strategy) - H(both), nats.
 
@@ -84,7 +48,8 @@ def mutual_information(counts: ArrayLike) -> float:
     (Miller 1955), so values of that size mean nothing.
 
     Args:
-      counts: `[S, K]`, the table of `joint_counts` (or probabilities).
+      counts: `[S, K]`, how often each tag was followed by each strategy (or probabilities);
+        samples that follow none may be a column of their own.
 
     Raises:
       ValueError: not two axes, or as `entropy`.

@@ -1,16 +1,17 @@
-"""What a policy can do, from its samples: pass@k, G-pass@k, cons@k, coverage, and intervals.
+"""What a policy can do, from its samples: pass@k, G-pass@k, cons@k, and intervals.
 
 Everything here is numpy in float64 on the host. P is the number of problems, S of strategy tags,
 G of samples per tag, N = G*S of samples per problem. The metrics return one value per problem,
-`[P]`, so that any of them can be given an interval over problems:
+`[P]` (`pass_curve` one for each k), so that any of them can be given an interval over problems:
 
     mean_estimate(pass_at_k(num_samples, num_correct, k=4))
     mean_estimate(cons_at_k(interleave(answers), interleave(correct), k=6))
-    difference_estimate(coverage(correct_of_ssft), coverage(correct_of_baseline))
+    difference_estimate(pass_curve(ssft, ks=[6])[:, 0], pass_curve(baseline, ks=[6])[:, 0])
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -49,12 +50,12 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> np.ndar
     are all in [0, 1], so that nothing overflows.
 
     Args:
-      num_samples: n, samples per problem, `[P]` or a scalar.
+      num_samples: n, samples per problem, `[P]` (or of any shape) or a scalar.
       num_correct: c, correct ones among them, `[P]` or a scalar.
       k: samples drawn without replacement, the same for every problem.
 
     Returns:
-      `[P]`, in [0, 1].
+      `[P]`, or the shape that was given, in [0, 1].
 
     Raises:
       ValueError: counts that are no integers or negative, c > n, k > n or k < 1.
@@ -100,32 +101,60 @@ def g_pass_at_k(
     return np.vectorize(tail, otypes=[np.float64])(n, c)
 
 
-def coverage(correct: ArrayLike) -> np.ndarray:
-    """pass@S with one sample of each tag: how often some tag solves the problem.
+def pass_curve(correct: ArrayLike, ks: Sequence[int]) -> np.ndarray:
+    """pass@k for several k, the k samples spread over the tags as evenly as k allows.
 
-    The mean over the G sample groups of "any of the S tags is correct". For S samples of the same
-    tag use `pass_at_k`; the two together say whether different tags solve different problems.
+    Every tag gives k // S of its samples, and k % S of the tags, any choice of them as likely as
+    any other, give one more. At k = S this is the coverage of the tags: how often some tag solves
+    the problem with one sample of each. With one tag it is `pass_at_k`; the two together say
+    whether different tags solve different problems.
+
+    A tag's samples all fail with the chance that `pass_at_k` leaves, and tags fail independently,
+    so every way to choose the samples counts, not only those that stand side by side.
 
     Args:
-      correct: bool `[P, S, G]`.
+      correct: bool `[P, S, G]`, sample g of tag s of a problem.
+      ks: one or more numbers of samples drawn, each in 1..S*G.
 
     Returns:
-      `[P]`, in [0, 1].
+      `[P, len(ks)]`, in [0, 1].
 
     Raises:
-      ValueError: not three axes, an empty axis, or values that are not 0 or 1.
+      ValueError: not three axes, no samples, values that are not 0 or 1, or k outside 1..S*G.
     """
     correct = _check_bool("correct", correct, num_axes=3)
-    if not correct.shape[1] * correct.shape[2]:
+    _, num_tags, per_tag = correct.shape
+    if not num_tags * per_tag:
         raise ValueError(f"correct: shape {correct.shape} holds no samples; give S and G >= 1.")
-    return correct.any(axis=1).mean(axis=1)
+    for k in ks:
+        if not 1 <= k <= num_tags * per_tag:
+            raise ValueError(
+                f"k={k}: must be between 1 and the {num_tags * per_tag} samples per problem."
+            )
+    solved = correct.sum(axis=2)
+
+    def failing(samples: int) -> np.ndarray:
+        """Chance `[P, S]` that all of so many samples of a tag are wrong."""
+        return 1 - pass_at_k(per_tag, solved, samples) if samples else np.ones(solved.shape)
+
+    columns = []
+    for k in ks:
+        base, extra = divmod(k, num_tags)
+        # Where no tag gives one more, no sample may be left to give: `more` is then not used.
+        fewer, more = failing(base), failing(min(base + 1, per_tag))
+        unsolved = [
+            np.where(np.isin(np.arange(num_tags), chosen), more, fewer).prod(axis=1)
+            for chosen in itertools.combinations(range(num_tags), extra)
+        ]
+        columns.append(1 - np.mean(unsolved, axis=0))
+    return np.stack(columns, axis=1)
 
 
 def interleave(samples: ArrayLike) -> np.ndarray:
     """Reorder tag-major samples so that every S consecutive ones hold one sample of each tag.
 
     Votes and passes over "the first k samples" of a tag-major array see only the first tags;
-    in this order they see all tags as evenly as k allows (METHODS 1.5).
+    in this order they see all tags as evenly as k allows.
 
     Args:
       samples: `[P, S, G]`, of any type: sample g of tag s of a problem.

@@ -1,19 +1,19 @@
 """What a policy does on held-out problems: sample under given tags, judge, and estimate.
 
-    judged  = sample_and_judge(policy, problems, tags, key)      every completion, judged
-    figures = summarise(policy, judged, own, validation)         the numbers of results.json
+    judged  = sample_and_judge(policy, problems, tags, key, filters)    every completion, judged
+    summary = summarise(policy, judged, own, greedy, validation)        figures of results.json
 
 Axes: P problems, R samples of each (tag-major: all samples of tag 0 first), S strategy tags.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from reasoning.data.pipelines import prompt_ids
 from reasoning.data.tasks.base import Task, parse_completion
@@ -24,7 +24,7 @@ from reasoning.evaluation.estimators import (
     cons_at_k,
     interleave,
     mean_estimate,
-    pass_at_k,
+    pass_curve,
 )
 from reasoning.models.config import ModelConfig
 from reasoning.sampling.filters import Filters
@@ -54,7 +54,7 @@ class Judged:
         strategies where none was recognised.
       validity: float, share of valid steps in the trace.
       lengths: int, tokens, tag and <eos> included.
-      completions: str, the text after the tag.
+      completions: str, the text after the tag; all of it where there is no tag.
       answers: str, None where the completion gave none or was cut off.
     """
 
@@ -132,23 +132,34 @@ def sample_and_judge(
 def judge(
     policy: Policy, problems: Sequence[Any], tokens: np.ndarray, mask: np.ndarray
 ) -> Judged:
-    """Judge completions `[P, R, N]` (ids and mask) of P problems."""
+    """Judge the completions of P problems, R each.
+
+    Args:
+      tokens: `[P, R, N]` ids as they were sampled: a tag, the text and <eos>, then padding.
+      mask: `[P, R, N]` bool, the completion's tokens, <eos> included.
+
+    Raises:
+      ValueError: a completion without any token.
+    """
     task, tokenizer = policy.task, policy.tokenizer
+    for p, r in np.argwhere(~mask.any(axis=2)):
+        raise ValueError(f"mask: completion {r} of problem {p} has no token; give the sampler's.")
     shape = tokens.shape[:2]
     kinds = dict(tags=int, correct=bool, reasons=object, strategies=int, validity=float,
                  lengths=int, completions=object, answers=object)
     judged = Judged(**{name: np.zeros(shape, kind) for name, kind in kinds.items()})
     for p, r in np.ndindex(shape):
-        ids = tokens[p, r][mask[p, r]]
-        tag, *rest = ids.tolist()
+        ids = tokens[p, r][mask[p, r]].tolist()
+        tag = max(ids[0] - policy.config.vocab_size, OWN_TAG)
+        words = ids[1:] if tag >= 0 else ids
         # A tag in the middle of a text is no word: the verifier then finds a malformed answer.
-        known = [i if i < tokenizer.vocab_size else tokenizer.unk_id for i in rest]
+        known = [i if i < tokenizer.vocab_size else tokenizer.unk_id for i in words]
         text = tokenizer.decode(known)
         steps, answer = parse_completion(text)
         verdict = task.verify(problems[p], answer)
         ended = ids[-1] == tokenizer.eos_id
         strategy = task.recognise(problems[p], steps)
-        judged.tags[p, r] = max(tag - policy.config.vocab_size, OWN_TAG)
+        judged.tags[p, r] = tag
         judged.correct[p, r] = verdict.correct and ended
         judged.reasons[p, r] = verdict.reason if ended else "cut_off"
         judged.strategies[p, r] = (
@@ -162,40 +173,16 @@ def judge(
 
 
 def tag_strategy_counts(judged: Judged, config: ModelConfig, task: Task) -> np.ndarray:
-    """How often each tag was followed by each strategy (last column: none): `[P, S, K+1]`."""
+    """How often each tag was followed by each of the task's K strategies: `[P, S, K+1]`.
+
+    The last column counts traces in which no strategy was recognised. Completions that open with
+    no tag are left out.
+    """
     counts = np.zeros((len(judged.tags), config.num_strategies, len(task.strategies) + 1))
     problem = np.broadcast_to(np.arange(len(judged.tags))[:, None], judged.tags.shape)
     given = judged.tags >= 0
     np.add.at(counts, (problem[given], judged.tags[given], judged.strategies[given]), 1)
     return counts
-
-
-def pass_curve(correct: np.ndarray, ks: Sequence[int]) -> np.ndarray:
-    """pass@k `[P, len(ks)]` of judgements `[P, tags, G]`, the k samples spread over the tags.
-
-    Every tag gets k // tags samples, and every choice of k % tags of them one more. A tag's samples
-    all fail with the chance that `pass_at_k` leaves; tags fail independently.
-    """
-    num_problems, num_tags, per_tag = correct.shape
-    solved = correct.sum(axis=2).ravel()
-
-    def failing(samples: int) -> np.ndarray:
-        """Chance `[P, tags]` that all of so many samples of a tag are wrong."""
-        if samples == 0:
-            return np.ones((num_problems, num_tags))
-        return 1 - pass_at_k(per_tag, solved, samples).reshape(num_problems, num_tags)
-
-    columns = []
-    for k in ks:
-        base, extra = divmod(k, num_tags)
-        fewer, more = failing(base), failing(base + 1) if extra else None
-        unsolved = []
-        for chosen in itertools.combinations(range(num_tags), extra):
-            with_more = np.isin(np.arange(num_tags), chosen)
-            each = np.where(with_more, more, fewer) if extra else fewer
-            unsolved.append(each.prod(axis=1))
-        columns.append(1 - np.mean(unsolved, axis=0))
-    return np.stack(columns, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,12 +192,10 @@ class Summary:
     Attributes:
       figures: results.json's entries by name.
       coverage: `[P]` pass@S of every problem, for paired comparisons.
-      counts: `[S, K+1]` tag against strategy followed.
     """
 
     figures: dict[str, Any]
     coverage: np.ndarray
-    counts: np.ndarray
 
 
 def summarise(
@@ -222,67 +207,98 @@ def summarise(
 ) -> Summary:
     """Estimate everything that results.json holds for one policy.
 
+    Its `mutual_information` is between the tag given and the strategy followed, with "none" as one
+    more. `maximum` is ln min(S, K) of the policy's S tags and the task's K strategies, whichever
+    tags were trained, and `share` is the part of it that is reached: one scale for all arms, on
+    which an arm of a single tag has share 0. With S = 1 or K = 1 there is nothing to select: the
+    maximum is 0, and so is the share. With S > K, tags that follow none can carry it past 1.
+
     Args:
       judged: samples under the tags that were trained, the same number of each, tag-major.
       own: samples whose tag the policy drew itself.
       greedy: one greedy completion under each of the tags of `judged`.
       validation: like `judged`, on validation problems, to choose the best tag by.
+
+    Raises:
+      ValueError: samples that are not tag-major, or fewer than S of a problem.
     """
-    num_strategies = policy.config.num_strategies
-    tags = np.unique(judged.tags)
-    correct = _by_tag(judged.correct, len(tags))  # [P, tags, G]
-    votes, voted = interleave(_by_tag(judged.answers, len(tags))), interleave(correct)
-    best = int(_by_tag(validation.correct, len(tags)).mean(axis=(0, 2)).argmax())
-    rounds = voted.shape[1] // num_strategies  # samples of every tag
-    ks = [*range(1, num_strategies), *(num_strategies * r for r in (1, 2, 4, 8) if r <= rounds)]
+    tags, num_strategies = np.unique(judged.tags), policy.config.num_strategies
+    correct = _by_tag("judged", judged, tags, judged.correct)  # [P, tags, G]
+    answers = _by_tag("judged", judged, tags, judged.answers)
+    validated = _by_tag("validation", validation, tags, validation.correct)
+    best = int(validated.mean(axis=(0, 2)).argmax())
+    ks = _curve_ks(num_strategies, judged.tags.shape[1])
     curve = pass_curve(correct, ks)
     covered = curve[:, ks.index(num_strategies)]
-    counts = tag_strategy_counts(judged, policy.config, policy.task)
-    own_counts = tag_strategy_counts(own, policy.config, policy.task).sum(axis=2)  # [P, S]
-    information = bootstrap(lambda c: diversity.mutual_information(c.sum(axis=0)), counts)
-    usage = bootstrap(_effective_tags, own_counts)
-    most = float(np.log(min(num_strategies, len(policy.task.strategies))))
-    per_tag = correct.mean(axis=2)  # [P, tags]
-    total = counts.sum(axis=0)
+    votes = cons_at_k(interleave(answers), interleave(correct), num_strategies)
     figures = {
-        "pass@1": mean_estimate(correct.mean(axis=(1, 2))).as_dict(),
-        "pass@1_best_tag": {
-            **mean_estimate(per_tag[:, best]).as_dict(), "tag": int(tags[best])
-        },
-        "pass@1_own_tag": mean_estimate(own.correct.mean(axis=1)).as_dict(),
-        "pass@S": mean_estimate(covered).as_dict(),
-        "cons@S": mean_estimate(cons_at_k(votes, voted, num_strategies)).as_dict(),
-        "mutual_information": {
-            **information.as_dict(), "maximum": most, "share": information.value / most
-        },
-        "tag_usage": {
-            **usage.as_dict(),
-            "shares": (own_counts.sum(axis=0) / max(own_counts.sum(), 1)).tolist(),
-        },
-        "greedy_coverage": mean_estimate(greedy.correct.any(axis=1)).as_dict(),
-        "recognised": mean_estimate(
-            (judged.strategies < len(policy.task.strategies)).mean(axis=1)
-        ).as_dict(),
-        "trace_validity": mean_estimate(judged.validity.mean(axis=1)).as_dict(),
-        "vendi": mean_estimate(_vendi(judged)).as_dict(),
-        "distinct_2": mean_estimate(
-            [diversity.distinct_n([t.split() for t in row], 2) for row in judged.completions]
-        ).as_dict(),
-        "pass@k": {
-            "k": list(ks), "curve": [mean_estimate(curve[:, i]).as_dict() for i in range(len(ks))]
-        },
+        "pass@1": _mean(correct.mean(axis=(1, 2))),
+        "pass@1_best_tag": {**_mean(correct[:, best].mean(axis=1)), "tag": int(tags[best])},
+        "pass@1_own_tag": _mean(own.correct.mean(axis=1)),
+        "pass@S": _mean(covered),
+        "cons@S": _mean(votes),
+        "greedy_coverage": _mean(greedy.correct.any(axis=1)),
+        "trace_validity": _mean(judged.validity.mean(axis=1)),
+        **_use_of_tags(policy, judged, own),
+        **_variety(judged),
+        "pass@k": {"k": ks, "curve": [_mean(column) for column in curve.T]},
         "per_tag": [
             {
                 "tag": int(tag),
-                "pass@1": mean_estimate(per_tag[:, i]).as_dict(),
+                "pass@1": _mean(correct[:, i].mean(axis=1)),
                 "length": float(judged.lengths[judged.tags == tag].mean()),
                 "validity": float(judged.validity[judged.tags == tag].mean()),
             }
             for i, tag in enumerate(tags)
         ],
-        "tag_by_strategy": total.tolist(),
     }
-    return Summary(figures, covered, total)
+    return Summary(figures, covered)
+
+
+def _mean(values: ArrayLike) -> dict[str, Any]:
+    """The mean of values `[P]` with its interval, as an entry of results.json."""
+    return mean_estimate(values).as_dict()
+
+
+def _by_tag(name: str, judged: Judged, tags: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values `[P, R]` of tag-major samples as `[P, tags, G]`."""
+    expected = np.repeat(tags, judged.tags.shape[1] // len(tags))
+    if not all(np.array_equal(row, expected) for row in judged.tags):
+        raise ValueError(
+            f"{name}: a problem's samples must be tag-major, equally many of the tags "
+            f"{tags.tolist()}; repeat each tag as often."
+        )
+    return values.reshape(len(values), len(tags), -1)
+
+
+def _curve_ks(num_strategies: int, num_samples: int) -> list[int]:
+    """The k of the pass@k curve: 1..S, then 2, 4 and 8 samples of each tag as far as they go."""
+    if num_samples < num_strategies:
+        raise ValueError(
+            f"judged: {num_samples} samples of a problem are fewer than the {num_strategies} "
+            "tags, so there is no pass@S; draw more."
+        )
+    more = [num_strategies * rounds for rounds in (2, 4, 8)]
+    return [*range(1, num_strategies + 1), *(k for k in more if k <= num_samples)]
+
+
+def _use_of_tags(policy: Policy, judged: Judged, own: Judged) -> dict[str, Any]:
+    """What tags select and which of them the policy draws."""
+    num_tags, num_known = policy.config.num_strategies, len(policy.task.strategies)
+    counts = tag_strategy_counts(judged, policy.config, policy.task)  # [P, S, K+1]
+    drawn = tag_strategy_counts(own, policy.config, policy.task).sum(axis=2)  # [P, S]
+    information = bootstrap(lambda c: diversity.mutual_information(c.sum(axis=0)), counts)
+    maximum = float(np.log(min(num_tags, num_known)))
+    share = information.value / maximum if maximum else 0.0
+    return {
+        "mutual_information": {**information.as_dict(), "maximum": maximum, "share": share},
+        "tag_usage": {
+            **bootstrap(_effective_tags, drawn).as_dict(),
+            "shares": (drawn.sum(axis=0) / max(drawn.sum(), 1)).tolist(),
+        },
+        "recognised": _mean((judged.strategies < num_known).mean(axis=1)),
+        "tag_by_strategy": counts.sum(axis=0).tolist(),
+    }
 
 
 def _effective_tags(counts: np.ndarray) -> float:
@@ -291,16 +307,11 @@ def _effective_tags(counts: np.ndarray) -> float:
     return diversity.effective_number(total) if total.any() else 0.0
 
 
-def _by_tag(values: np.ndarray, num_tags: int) -> np.ndarray:
-    """Tag-major `[P, R]` as `[P, tags, G]`."""
-    return values.reshape(len(values), num_tags, -1)
-
-
-def _vendi(judged: Judged) -> np.ndarray:
-    """Vendi score `[P]`: how many really different completions a problem's samples amount to."""
-    return np.array(
-        [
-            diversity.vendi_score(diversity.ngram_similarity([t.split() for t in row], 3))
-            for row in judged.completions
-        ]
-    )
+def _variety(judged: Judged) -> dict[str, Any]:
+    """How many really different texts a problem's samples amount to, and distinct bigrams."""
+    texts = [[text.split() for text in row] for row in judged.completions]
+    vendi = [diversity.vendi_score(diversity.ngram_similarity(row, 3)) for row in texts]
+    return {
+        "vendi": _mean(vendi),
+        "distinct_2": _mean([diversity.distinct_n(row, 2) for row in texts]),
+    }

@@ -1,4 +1,11 @@
-"""Tables and plots of a run's results.json and metrics.jsonl."""
+"""What a run leaves to look at: seeds put together, a table, and plots.
+
+    results = over_seeds([results_of_seed_0, results_of_seed_1])
+    print(table(results))
+    plot_run(path, task.strategies, results)
+
+Results are those of one seed, {"arms": {arm: figures}, "comparisons": ...}, or of `over_seeds`.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,30 +15,121 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-# name in results.json -> (heading, factor it is printed with)
+from reasoning.evaluation.estimators import runs_estimate
+
+# name in results.json -> heading
 COLUMNS = {
-    "pass@1": ("pass@1", 100),
-    "pass@1_best_tag": ("best tag", 100),
-    "pass@1_own_tag": ("own tag", 100),
-    "pass@S": ("pass@S", 100),
-    "cons@S": ("cons@S", 100),
-    "greedy_coverage": ("greedy cover", 100),
-    "mutual_information": ("MI (nats)", 1),
+    "pass@1": "pass@1",
+    "pass@1_best_tag": "best tag",
+    "pass@1_own_tag": "own tag",
+    "pass@S": "pass@S",
+    "cons@S": "cons@S",
+    "greedy_coverage": "greedy cover",
+    "mutual_information": "MI/max %",
 }
-COLOURS = {"mixed": "#888888", "random": "#d99a4e", "fixed": "#7aa6c2", "matched": "#b0304f"}
+COLOURS = {
+    "mixed": "#888888",
+    "random": "#d99a4e",
+    "fixed": "#7aa6c2",
+    "matched": "#b0304f",
+    "mixed_grpo": "#4d7d4d",
+    "matched_gfpo": "#5b3a8c",
+    "matched_t1": "#e58fb0",
+}
+SPENT = ("steps", "tokens", "seconds", "evaluation_seconds")  # what training an arm took
+
+
+def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put the results of several seeds together: means and intervals over seeds.
+
+    Every entry of an arm that has a value becomes `runs_estimate` of the seeds' values, so its `n`
+    is the number of seeds; so does every point of the pass@k curve, and every comparison. Of
+    `training` the means are kept. Tags are exchangeable between seeds (tag 0 of one may follow
+    the strategy of tag 2 of another), so that means by tag would blur what they do: `per_tag`,
+    `tag_by_strategy` and the shares of `tag_usage` are left to the results of the single seeds.
+
+    The launchers draw the test problems once, by the configuration's seed: all seeds of a run are
+    judged on the same ones. The interval is then over training seeds, for these problems, and says
+    nothing of other problems. It covers both only if each seed's results are on problems of its
+    own.
+
+    Args:
+      results: of two or more seeds; the arms and figures are those of the first.
+
+    Returns:
+      `arms`, `comparisons` if the first seed has them, and `seeds`, all that was given.
+
+    Raises:
+      ValueError: fewer than two seeds, a seed that lacks what the first has, or pass@k curves of
+        different k.
+    """
+    if len(results) < 2:
+        raise ValueError(f"results: {len(results)} seed has no interval; give at least two.")
+    arms = _of_each(results, "arms")
+    merged = {"arms": {arm: _arm_over_seeds(_of_each(arms, arm)) for arm in arms[0]}}
+    if "comparisons" in results[0]:
+        merged["comparisons"] = _values_over_seeds(_of_each(results, "comparisons"))
+    return {**merged, "seeds": list(results)}
+
+
+def _of_each(parts: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The entry of that name of every seed."""
+    for seed, part in enumerate(parts):
+        if name not in part:
+            raise ValueError(
+                f"results[{seed}]: has no {name!r}, so there is no mean over seeds; give results "
+                "of one configuration."
+            )
+    return [part[name] for part in parts]
+
+
+def _arm_over_seeds(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One arm's figures, an entry per seed, as one."""
+    curves = _of_each(figures, "pass@k")
+    if any(curve["k"] != curves[0]["k"] for curve in curves):
+        raise ValueError(
+            f"results: pass@k at k = {[curve['k'] for curve in curves]}; give results of one "
+            "configuration."
+        )
+    points = zip(*(curve["curve"] for curve in curves), strict=True)
+    merged = {
+        **_values_over_seeds(figures),
+        "pass@k": {"k": curves[0]["k"], "curve": [_value_over_seeds(point) for point in points]},
+    }
+    if "training" in figures[0]:
+        spent = _of_each(figures, "training")
+        merged["training"] = {
+            name: float(np.mean(_of_each(spent, name))) for name in SPENT if name in spent[0]
+        }
+    return merged
+
+
+def _values_over_seeds(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every entry of the first seed that has a value, over all seeds."""
+    return {
+        name: _value_over_seeds(_of_each(parts, name))
+        for name, entry in parts[0].items()
+        if isinstance(entry, Mapping) and "value" in entry
+    }
+
+
+def _value_over_seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One entry over seeds, with its maximum and the share of it where it has one."""
+    merged = runs_estimate([entry["value"] for entry in entries]).as_dict()
+    if "maximum" in entries[0]:
+        merged["maximum"] = entries[0]["maximum"]
+        merged["share"] = float(np.mean([entry["share"] for entry in entries]))
+    return merged
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """One line per arm: percent (MI in nats) with the half-width of the 95% interval."""
-    lines = [f"{'arm':10s}" + "".join(f"{heading:>15s}" for heading, _ in COLUMNS.values())]
+    """One line per arm and per comparison: percent, with the half-width of the 95% interval.
+
+    Mutual information is in percent of its maximum.
+    """
+    lines = [f"{'arm':14s}" + "".join(f"{heading:>15s}" for heading in COLUMNS.values())]
     for arm, figures in results["arms"].items():
-        cells = []
-        for name, (_, factor) in COLUMNS.items():
-            entry = figures[name]
-            digits = 1 if factor == 100 else 2
-            half = factor * (entry["high"] - entry["low"]) / 2
-            cells.append(f"{factor * entry['value']:.{digits}f} ±{half:.{digits}f}".rjust(15))
-        lines.append(f"{arm:10s}" + "".join(cells))
+        lines.append(f"{arm:14s}" + "".join(f"{_cell(figures[name]):>15s}" for name in COLUMNS))
     for name, entry in results.get("comparisons", {}).items():
         lines.append(
             f"{name}: {100 * entry['value']:+.1f} points, 95% interval "
@@ -40,32 +138,72 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _cell(entry: Mapping[str, Any]) -> str:
+    """`62.4 ±2.1`: percent of the entry's maximum, which is 1 if it names none."""
+    maximum = entry.get("maximum", 1.0)
+    percent = 100 / maximum if maximum else 0.0
+    half = (entry["high"] - entry["low"]) / 2
+    return f"{percent * entry['value']:.1f} ±{percent * half:.1f}"
+
+
 def plot_run(path: Path, strategies: Sequence[str], results: Mapping[str, Any]) -> None:
-    """Write every plot of a run, or of the first seed of several, into its plots/ folder."""
-    arms = results["arms"]
+    """Write every plot of a run into its plots/ folder, which exists.
+
+    Args:
+      path: the run directory, with its metrics.jsonl.
+      strategies: the names of the task's strategies.
+      results: of one seed, or of `over_seeds`.
+    """
     metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    metrics = [row for row in metrics if row["seed"] == metrics[0]["seed"]]
-    plots = {
-        "learning_curves": learning_curves(metrics),
-        "accuracy_by_tag": accuracy_by_tag(arms),
-        "tag_by_strategy": tag_by_strategy(arms, strategies),
-        "pass_at_k": pass_at_k_curves(arms),
-    }
-    for name, figure in plots.items():
+    for name, figure in run_figures(metrics, strategies, results).items():
         figure.savefig(path / "plots" / f"{name}.png", dpi=120)
 
 
-def _figure(columns: int, width: float = 4.2, height: float = 3.4) -> tuple[Figure, list[Any]]:
+def run_figures(
+    metrics: Sequence[Mapping[str, Any]], strategies: Sequence[str], results: Mapping[str, Any]
+) -> dict[str, Figure]:
+    """Every plot of a run by name; see `plot_run`.
+
+    Of several seeds, learning curves and pass@k show all. What is by tag shows the first seed, as
+    its title says: means over seeds would blur it.
+    """
+    seeds = results.get("seeds", [results])
+    first = seeds[0]["arms"]
+    title = f"first of {len(seeds)} seeds" if len(seeds) > 1 else ""
+    return {
+        "learning_curves": learning_curves(metrics),
+        "accuracy_by_tag": accuracy_by_tag(first, title),
+        "tag_by_strategy": tag_by_strategy(first, strategies, title),
+        "pass_at_k": pass_at_k_curves(results["arms"]),
+    }
+
+
+def _figure(
+    columns: int, width: float = 4.2, height: float = 3.4, title: str = ""
+) -> tuple[Figure, list[Any]]:
     """A figure with one row of axes; it belongs to no window, so nothing is global."""
     figure = Figure(figsize=(width * columns, height), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return figure, list(axes)
 
 
+def _colour(name: str) -> str:
+    """The colour of an arm or a phase, black for one that has none of its own."""
+    return COLOURS.get(name, "black")
+
+
 def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and gradient norm by step, one line per phase; matching entropy where there is one."""
+    """Loss and gradient norm by step, one line per phase; matching entropy where there is one.
+
+    Of several seeds: their mean, in a band from the smallest to the largest.
+
+    Args:
+      metrics: the lines of metrics.jsonl; every seed of a phase has the same steps.
+    """
     shown = {
         "trace_nll": "trace NLL (nats per token)",
         "grad_norm": "gradient norm",
@@ -73,14 +211,18 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     }
     figure, axes = _figure(len(shown))
     for phase in dict.fromkeys(row["phase"] for row in metrics):
-        rows = [row for row in metrics if row["phase"] == phase]
         for ax, name in zip(axes, shown, strict=True):
-            values = np.array([row[name] for row in rows if name in row])
-            if len(values):
-                window = max(1, len(values) // 50)
-                smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-                ax.plot(np.arange(len(smooth)) + window, smooth, label=phase,
-                        color=COLOURS.get(phase, "black"), linewidth=1.2)
+            rows = [row for row in metrics if row["phase"] == phase and name in row]
+            if rows:
+                steps, values = _smooth(*_by_seed(rows, name))
+                ax.plot(
+                    steps, values.mean(axis=0), label=phase, color=_colour(phase), linewidth=1.2
+                )
+                if len(values) > 1:
+                    ax.fill_between(
+                        steps, values.min(axis=0), values.max(axis=0), color=_colour(phase),
+                        alpha=0.2, linewidth=0,
+                    )
     for ax, label in zip(axes, shown.values(), strict=True):
         ax.set(xlabel="step", ylabel=label)
     axes[0].set_yscale("log")
@@ -88,50 +230,67 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def accuracy_by_tag(arms: Mapping[str, Any]) -> Figure:
-    """pass@1 under each tag, one group of bars per arm."""
-    figure, (ax,) = _figure(1, width=6)
+def _by_seed(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps done `[T]`, counted from 1, and the metric of that name `[seeds, T]`."""
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    each = [[row for row in rows if row["seed"] == seed] for seed in seeds]
+    values = np.array([[row[name] for row in of_seed] for of_seed in each])
+    return np.array([row["step"] + 1 for row in each[0]]), values
+
+
+def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values `[seeds, T]` as means over a fiftieth of the steps `[T]`, each at its last step."""
+    window = max(1, len(steps) // 50)
+    kernel = np.ones(window) / window
+    smooth = np.stack([np.convolve(row, kernel, mode="valid") for row in values])
+    return steps[window - 1 :], smooth
+
+
+def accuracy_by_tag(arms: Mapping[str, Any], title: str = "") -> Figure:
+    """pass@1 under each tag, one group of bars per arm, all bars of one width."""
+    figure, (ax,) = _figure(1, width=6, title=title)
+    width = 0.8 / max(len(figures["per_tag"]) for figures in arms.values())
     for i, (arm, figures) in enumerate(arms.items()):
         bars = [tag["pass@1"] for tag in figures["per_tag"]]
         values = np.array([bar["value"] for bar in bars])
         errors = np.array([[b["value"] - b["low"], b["high"] - b["value"]] for b in bars]).T
-        places = i + (np.arange(len(bars)) - (len(bars) - 1) / 2) * 0.2
-        ax.bar(places, 100 * values, 0.18, yerr=100 * np.abs(errors), color=COLOURS.get(arm),
+        places = i + (np.arange(len(bars)) - (len(bars) - 1) / 2) * width
+        ax.bar(places, 100 * values, 0.9 * width, yerr=100 * np.abs(errors), color=_colour(arm),
                ecolor="#444444", capsize=2)
     ax.set_xticks(range(len(arms)), list(arms))
     ax.set(ylabel="pass@1 by tag (%)")
     return figure
 
 
-def tag_by_strategy(arms: Mapping[str, Any], strategies: Sequence[str]) -> Figure:
+def tag_by_strategy(arms: Mapping[str, Any], strategies: Sequence[str], title: str = "") -> Figure:
     """Heat maps: of the traces under each tag, the share that follows each strategy."""
-    figure, axes = _figure(len(arms), width=3.2)
+    figure, axes = _figure(len(arms), width=3.2, title=title)
     columns = [*strategies, "none"]
     for ax, (arm, figures) in zip(axes, arms.items(), strict=True):
         counts = np.array(figures["tag_by_strategy"])
-        counts = counts[counts.sum(axis=1) > 0]
-        shares = counts / counts.sum(axis=1, keepdims=True)
+        tags = np.flatnonzero(counts.sum(axis=1))  # those that were trained, and so sampled
+        shares = counts[tags] / counts[tags].sum(axis=1, keepdims=True)
         ax.imshow(shares, cmap="Reds", vmin=0, vmax=1, aspect="auto")
         for (row, column), share in np.ndenumerate(shares):
             ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8,
                     color="white" if share > 0.6 else "black")
         ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
-        ax.set_yticks(range(len(shares)), [f"tag {i}" for i in range(len(shares))])
-        information = figures["mutual_information"]
-        ax.set_title(f"{arm}: {100 * information['share']:.0f}% of max. MI", fontsize=10)
+        ax.set_yticks(range(len(tags)), [f"tag {tag}" for tag in tags])
+        share = figures["mutual_information"]["share"]
+        ax.set_title(f"{arm}: {100 * share:.0f}% of max. MI", fontsize=10)
     return figure
 
 
 def pass_at_k_curves(arms: Mapping[str, Any]) -> Figure:
-    """pass@k by k, samples spread evenly over the arm's tags."""
+    """pass@k by k, samples spread evenly over the arm's tags, with its interval as a band."""
     figure, (ax,) = _figure(1, width=5)
     for arm, figures in arms.items():
         ks, curve = figures["pass@k"]["k"], figures["pass@k"]["curve"]
         value, low, high = (
             100 * np.array([point[end] for point in curve]) for end in ("value", "low", "high")
         )
-        ax.plot(ks, value, marker="o", markersize=3, label=arm, color=COLOURS.get(arm))
-        ax.fill_between(ks, low, high, color=COLOURS.get(arm), alpha=0.15, linewidth=0)
+        ax.plot(ks, value, marker="o", markersize=3, label=arm, color=_colour(arm))
+        ax.fill_between(ks, low, high, color=_colour(arm), alpha=0.15, linewidth=0)
     ax.set_xscale("log", base=2)
     ax.set_xticks(ks, [str(k) for k in ks])
     ax.set(xlabel="samples k", ylabel="pass@k (%)")

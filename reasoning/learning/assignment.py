@@ -7,7 +7,7 @@
               linear assignment: set-supervised fine-tuning (SSFT, arXiv 2510.05132)
 
 The matching cost of trace j under tag i is the stop-gradient mean NLL of the trace's first L
-tokens (METHODS 1.2):  L_match(i, j) = -sg( 1/L sum_{t<=L} log pi(r_t | x, g_i, r_<t) ).
+tokens (2510.05132):  L_match(i, j) = -sg( 1/L sum_{t<=L} log pi(r_t | x, g_i, r_<t) ).
 """
 
 from functools import partial
@@ -78,7 +78,7 @@ def matching_costs(
 def match(costs: jax.Array) -> jax.Array:
     """The injection of M traces into S tags of least total cost: `[M, S]` -> tags `[M]`.
 
-    METHODS part 4, item 1. Ties go to the solution that optax finds first.
+    Ties go to the solution that optax finds first.
     """
     traces, tags = optax.assignment.hungarian_algorithm(costs)
     return jnp.zeros(costs.shape[0], jnp.int32).at[traces].set(tags.astype(jnp.int32))

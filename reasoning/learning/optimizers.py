@@ -30,8 +30,12 @@ class OptimizerConfig:
       learning_rate: the peak.
       num_steps: length of the schedule.
       warmup_steps: steps from 0 to the peak.
+      b1, b2: decay of Adam's first and second moments.
       weight_decay: decoupled, on the layers' matrices only.
       clip_norm: largest global gradient norm.
+
+    Raises:
+      ValueError: an unknown name, or a value that no schedule can have.
     """
 
     name: str = "adamw"
@@ -46,6 +50,12 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in ("adamw", "muon"):
             raise ValueError(f"optimizer={self.name!r}: must be adamw or muon.")
+        for name in ("learning_rate", "num_steps", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0.")
+        for name in ("warmup_steps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or above.")
 
 
 def _is_matrix(path: tuple) -> bool:

@@ -1,7 +1,7 @@
 """The jitted update of supervised fine-tuning, plain and set-supervised.
 
     tags        = assign(arm, params, batch)                       no gradient
-    loss        = NLL of the traces, each under its tag            METHODS 1.2, L_Hungarian
+    loss        = NLL of the traces, each under its tag            2510.05132, L_Hungarian
     params      = optimizer(params, gradient of the loss)
 """
 
@@ -59,11 +59,11 @@ def sft_update(
     Args:
       tag_is_label: whether the policy also learns to write the tag itself, so that it has a
         distribution over strategies (default; the paper's formula leaves it out, its released
-        evaluator needs it: METHODS 1.2).
+        evaluator needs it).
 
     Returns:
-      the new state (the old one is donated), and metrics: `loss` and `trace_nll` in nats per
-      label, `grad_norm`, `tokens` (labels), `tag_usage` `[S]` shares of the batch's traces.
+      the new state (the old one is donated), and metrics: `loss` (as reduced), `trace_nll` (nats
+      per trace token), `grad_norm`, `tokens` (labels), `tag_usage` `[S]` (shares of the traces).
     """
     tokens = assignment.with_tags(config, batch, tags)
     mask = label_mask(batch, tag_is_label)

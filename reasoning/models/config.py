@@ -79,7 +79,8 @@ class ModelConfig:
 
 # Shapes by name; everything that a preset leaves out keeps its default.
 PRESETS: dict[str, dict[str, object]] = {
-    "0.1m": dict(d_model=64, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=32, d_ff=192),
+    "0.1m": dict(d_model=48, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=24, d_ff=144),
+    "0.2m": dict(d_model=64, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=32, d_ff=192),
     "0.4m": dict(d_model=128, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=32, d_ff=384),
     "0.8m": dict(d_model=128, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=32, d_ff=384),
     "3m": dict(d_model=256, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=32, d_ff=704),

@@ -41,10 +41,10 @@ def score(token_head: jax.Array, strategy_head: jax.Array, hidden: jax.Array) ->
 
 
 def spread_strategies(params: Any, key: jax.Array, noise: float) -> Any:
-    """Start every strategy where tag 0 stands, apart by Gaussian noise; the key is consumed.
+    """Start every other strategy near tag 0, by Gaussian noise; the key is consumed.
 
-    A policy that was pre-trained under tag 0 alone then continues under any tag where
-    pre-training ended, and the noise breaks the symmetry between the tags.
+    A policy that was pre-trained under tag 0 alone then continues under tag 0 where pre-training
+    ended, under the others near there, and the noise breaks the symmetry between the tags.
 
     Args:
       params: the policy's parameters (unboxed), not changed.
@@ -55,7 +55,7 @@ def spread_strategies(params: Any, key: jax.Array, noise: float) -> Any:
         key, table_key = jax.random.split(key)
         row = weights[table][:1]
         spread = jax.random.normal(table_key, weights[table].shape, weights[table].dtype)
-        weights[table] = row + noise * jnp.std(row) * spread
+        weights[table] = row + noise * jnp.std(row) * spread.at[0].set(0.0)
     return {**params, "params": weights}
 
 

@@ -225,7 +225,8 @@ class Transformer(nn.Module):
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         cache: KVCache | None = None,
-        last_only: bool = False,
+        num_scored: int | None = None,
+        head: bool = True,
     ) -> tuple[jax.Array, KVCache | None]:
         """Score the next token at every position.
 
@@ -234,9 +235,11 @@ class Transformer(nn.Module):
           segment_ids: `[B, T]` int32; a token sees earlier tokens of its own segment. 0 marks
             padding. All ones if left out.
           positions: `[B, T]` int32 place of each token in its segment; 0, 1, 2, ... (after the
-            cache's slots) if left out.
+            cache's slots) if left out, which is right for rows that are not packed.
           cache: what was read before these tokens; None reads from the start.
-          last_only: score only the last position (`[B, 1, V+S]`): prefill needs no more.
+          num_scored: score only so many last positions (`[B, num_scored, V+S]`): prefill needs
+            one, a completion after its prompt its own.
+          head: False returns the normed hidden states `[B, T, D]` in place of the logits.
 
         Returns:
           logits `[B, T, V+S]` float32, and the extended cache (None without one).
@@ -285,7 +288,8 @@ class Transformer(nn.Module):
         x, keys_values = self._layers(x, cache, positions, mask, slot)
         if cache is not None:
             cache = KVCache(*keys_values, key_segments, cache.length + length)
-        x = RMSNorm(config, name="final_norm")(x[:, -1:] if last_only else x)
+        kept = length if num_scored is None else num_scored
+        x = RMSNorm(config, name="final_norm")(x[:, length - kept :])
 
         heads = token_table, strategy_table
         if not config.tied_head:
@@ -294,7 +298,7 @@ class Transformer(nn.Module):
                 self.param("token_head", head_init, token_table.shape),
                 self.param(strategies.HEAD, head_init, strategy_table.shape),
             )
-        return strategies.score(*heads, x), cache
+        return strategies.score(*heads, x) if head else x, cache
 
     def _layers(
         self,

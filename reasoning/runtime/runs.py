@@ -1,16 +1,18 @@
 """The run directory: what a run is, what it measured, and how far it is.
 
-    config.json        the configuration, with versions, git revision and device
+    config.json        program and configuration, with versions, git revision and device
     metrics.jsonl      one line per training step
     completions.jsonl  sampled completions with the verdict's reason
     results.json       the figures; there once the run has finished
     plots/             pictures of the results
 
 An existing run is never harmed: a finished one is left alone, an unfinished one of the same
-configuration is moved to attempts/ and started again, anything else is refused.
+configuration is moved to attempts/ and started again, anything else is refused; so is a run that
+another process is writing.
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 import platform
@@ -28,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 CONFIG, RESULTS = "config.json", "results.json"
+KEPT = ("attempts", ".lock")  # what a run that is started again leaves in place
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "sentencepiece", "numpy")
 
 
@@ -62,7 +65,9 @@ def first_difference(old: Mapping, new: Mapping, prefix: str = "") -> str | None
     return None
 
 
-def finished_results(workdir: str | os.PathLike, config: Mapping[str, Any]) -> dict | None:
+def finished_results(
+    workdir: str | os.PathLike, program: str, config: Mapping[str, Any]
+) -> dict | None:
     """The results of a finished run of this configuration; None if it is still to be run.
 
     Nothing is written.
@@ -73,41 +78,65 @@ def finished_results(workdir: str | os.PathLike, config: Mapping[str, Any]) -> d
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir={workdir}: is a file; choose a directory.")
-    # A directory of nothing but attempts is a run that was stopped before it had started again.
-    if not workdir.exists() or all(path.name == "attempts" for path in workdir.iterdir()):
+    # A directory of nothing but these is a run that was stopped before it had started again.
+    if not workdir.exists() or all(path.name in KEPT for path in workdir.iterdir()):
         return None
     if not (workdir / CONFIG).is_file():
         raise ValueError(f"workdir={workdir}: holds files but no run; choose another directory.")
-    try:
-        held = json.loads((workdir / CONFIG).read_text())["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    about = _read(workdir / CONFIG)
+    if about.get("program") != program:
         raise ValueError(
-            f"workdir={workdir}: its config.json cannot be read; choose another directory."
-        ) from error
-    difference = first_difference(held, json.loads(json.dumps(config)))
+            f"workdir={workdir}: holds a run of {about.get('program')}, not of {program}; choose "
+            "another directory."
+        )
+    difference = first_difference(about.get("config", {}), json.loads(json.dumps(config)))
     if difference:
         raise ValueError(
             f"workdir={workdir}: holds a run of another configuration ({difference}); "
             "choose another directory."
         )
     results = workdir / RESULTS
-    return json.loads(results.read_text()) if results.is_file() else None
+    return _read(results) if results.is_file() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the run directory."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({error}); choose another workdir.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is damaged (no JSON object); choose another workdir.")
+    return content
 
 
 class Run:
     """An open run directory that is being written."""
 
-    def __init__(self, workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-        """Start the run; `finished_results` says whether it may be."""
+    def __init__(self, workdir: str | os.PathLike, program: str, config: Mapping[str, Any]) -> None:
+        """Start the run, or start an unfinished one again.
+
+        Raises:
+          ValueError: another process writes this run, or it is finished or another one.
+        """
         self.path = Path(workdir)
         self._started = time.monotonic()
         about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
         self.path.mkdir(parents=True, exist_ok=True)
-        self._set_aside()
-        self._write(CONFIG, {"config": config, **about})  # first: it makes the directory a run's
-        (self.path / "plots").mkdir()
-        self._metrics = (self.path / "metrics.jsonl").open("w", buffering=1)
-        self._completions = (self.path / "completions.jsonl").open("w", buffering=1)
+        self._lock = _lock(self.path)
+        try:
+            # Whoever held the lock before may have finished the run.
+            if finished_results(workdir, program, config) is not None:
+                raise ValueError(f"workdir={workdir}: this run has finished; choose another one.")
+            self._set_aside()
+            # First: it makes the directory a run's.
+            self._write(CONFIG, {"program": program, "config": config, **about})
+            (self.path / "plots").mkdir()
+            self._metrics = (self.path / "metrics.jsonl").open("w", buffering=1)
+            self._completions = (self.path / "completions.jsonl").open("w", buffering=1)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def __enter__(self) -> "Run":
         return self
@@ -120,6 +149,7 @@ class Run:
     ) -> None:
         self._metrics.close()
         self._completions.close()
+        self._lock.close()
 
     @property
     def seconds(self) -> float:
@@ -141,7 +171,7 @@ class Run:
 
     def _set_aside(self) -> None:
         """Move the files of an unfinished run to attempts/N/."""
-        left = [path for path in self.path.iterdir() if path.name != "attempts"]
+        left = [path for path in self.path.iterdir() if path.name not in KEPT]
         if left:
             attempts = self.path / "attempts"
             number = 1 + sum(1 for _ in attempts.glob("*"))
@@ -156,6 +186,20 @@ class Run:
         partial = self.path / f".{name}.partial"
         partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
         partial.replace(self.path / name)
+
+
+def _lock(path: Path) -> TextIO:
+    """The directory's lock, held until it is closed or the process ends, however it ends."""
+    lock = (path / ".lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ValueError(
+            f"workdir={path}: another process is writing this run; wait for it or choose another "
+            "directory."
+        ) from error
+    return lock
 
 
 def _append(file: TextIO, row: Mapping[str, Any]) -> None:
@@ -188,21 +232,22 @@ class Progress:
         self._done, self._tokens = 0, 0.0
         self._started = self._spoke = time.monotonic()
 
-    def advance(self, tokens: float, **shown: float) -> None:
-        """One more step, of so many tokens; `shown` are figures worth a look."""
+    def advance(self, tokens: float = 0.0, **shown: float) -> None:
+        """One more step, of so many tokens if it counts any; `shown` are figures worth a look."""
         self._done += 1
         self._tokens += tokens
         now = time.monotonic()
         rate = self._tokens / max(now - self._started, 1e-9)
         figures = {name: f"{value:.3f}" for name, value in shown.items()}
-        self._bar.set_postfix({"tokens/s": f"{rate:,.0f}", **figures}, refresh=False)
+        if self._tokens:
+            figures["tokens/s"] = f"{rate:,.0f}"
+        self._bar.set_postfix(figures, refresh=False)
         self._bar.update()
         if self._bar.disable and (now - self._spoke > self.every or self._done == self.total):
             self._spoke = now
             left = (now - self._started) / self._done * (self.total - self._done)
             told = "  ".join(f"{name} {value}" for name, value in figures.items())
-            print(f"{self.label}  {self._done}/{self.total}  {told}  {rate:,.0f} tokens/s  "
-                  f"{left:.0f} s left", flush=True)
+            print(f"{self.label}  {self._done}/{self.total}  {told}  {left:.0f} s left", flush=True)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -1,8 +1,8 @@
 """Sampling: prefill and decode in one jitted program.
 
 The prompt is read once and its cache is shared by the prompt's G samples; rows that have stopped
-write padding until all have, and the loop then ends early. Every sequence has a key of its own
-(DESIGN.md rule 3): what it says does not depend on who shares its batch.
+write padding until all have, and the loop then ends early. Every sequence has a key of its own:
+what it says does not depend on who shares its batch.
 """
 
 from collections.abc import Sequence
@@ -108,7 +108,7 @@ def sample(
 
     cache = init_cache(config, num_prompts, prompt_length + max_new_tokens)
     logits, cache = model.apply(
-        params, prompts, segment_ids=prompt_mask, cache=cache, last_only=True,
+        params, prompts, segment_ids=prompt_mask, cache=cache, num_scored=1,
         positions=jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0),
     )
     logits, cache = _share(logits[:, 0], cache, num_samples, config)

@@ -13,7 +13,6 @@ from reasoning.evaluation.diversity import (
     distinct_n,
     effective_number,
     entropy,
-    joint_counts,
     mutual_information,
     ngram_similarity,
     self_bleu,
@@ -45,26 +44,6 @@ def test_entropy_and_effective_number():
     assert entropy([5, 0]) == 0.0 and effective_number([5]) == 1.0
     assert entropy([3, 1]) == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
     assert entropy([0.75, 0.25]) == pytest.approx(entropy([3, 1]))
-
-
-def test_joint_counts_by_hand():
-    counts = joint_counts([0, 0, 1, 1, 1], [2, 2, 0, 2, 0], 3, 3)
-    assert counts.tolist() == [[0, 0, 2], [2, 0, 1], [0, 0, 0]]
-    assert joint_counts([], [], 2, 1).tolist() == [[0], [0]]
-
-
-@pytest.mark.parametrize(
-    "tags, strategies, message",
-    [
-        ([0, 3], [0, 0], "tags: from 0 to 3, must be in 0..2"),
-        ([0, 1], [0, -1], "strategies: from -1 to 0, must be in 0..1"),
-        ([0, 1], [0], r"\(2,\) and \(1,\)"),
-        ([0.0, 1.0], [0, 1], "tags: float64"),
-    ],
-)
-def test_joint_counts_refuses_what_it_cannot_count(tags, strategies, message):
-    with pytest.raises(ValueError, match=message):
-        joint_counts(tags, strategies, 3, 2)
 
 
 def test_mutual_information_by_hand():

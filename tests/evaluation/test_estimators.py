@@ -13,13 +13,14 @@ from reasoning.evaluation.estimators import (
     Estimate,
     bootstrap,
     cons_at_k,
-    coverage,
     difference_estimate,
     g_pass_at_k,
     interleave,
     majority_vote,
     mean_estimate,
     pass_at_k,
+    pass_curve,
+    runs_estimate,
     wilson_interval,
 )
 
@@ -138,11 +139,11 @@ def test_g_pass_at_k_refuses_a_threshold_that_is_no_share(threshold):
         g_pass_at_k(4, 2, 2, threshold)
 
 
-# interleaving and coverage
+# samples of several tags
 
 
 def test_interleaved_slices_hold_one_sample_of_each_tag():
-    """Part 1.5: the first S samples of a tag-major array all come from the first tag."""
+    """The first S samples of a tag-major array all come from the first tag."""
     P, S, G = 2, 6, 11
     tags = np.broadcast_to(np.arange(S)[:, None], (P, S, G))
     groups = interleave(tags).reshape(P, G, S)
@@ -166,29 +167,56 @@ def test_votes_of_tag_major_samples_see_one_tag_only():
     assert tag_major.tolist() == [pytest.approx(2 / 3)]
 
 
+def test_pass_curve_of_one_tag_is_pass_at_k():
+    correct = np.random.default_rng(0).random((7, 1, 8)) < 0.4
+    ks = [1, 2, 4, 8]
+    expected = [pass_at_k(8, correct.sum(axis=(1, 2)), k) for k in ks]
+    np.testing.assert_allclose(pass_curve(correct, ks), np.stack(expected, axis=1), atol=1e-12)
+
+
 @quick
-@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4))
-def test_coverage_counts_groups_with_a_correct_tag(seed, P, S, G):
-    correct = np.random.default_rng(seed).random((P, S, G)) < 0.4
-    for problem, value in enumerate(coverage(correct)):
-        solved = [any(correct[problem, tag, group] for tag in range(S)) for group in range(G)]
-        assert value == pytest.approx(sum(solved) / G)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 3))
+def test_pass_curve_is_the_share_of_even_choices_with_a_correct_sample(seed, S, G):
+    """Every choice of k // S samples of each tag and one more of k % S tags, counted one by one."""
+    correct = np.random.default_rng(seed).random((2, S, G)) < 0.4
+    ks = range(1, S * G + 1)
+    curve = pass_curve(correct, ks)
+    assert curve.shape == (2, len(ks))
+    for p, k in itertools.product(range(2), ks):
+        base, extra = divmod(k, S)
+        found = []
+        for more in itertools.combinations(range(S), extra):
+            draws = [itertools.combinations(correct[p, t], base + (t in more)) for t in range(S)]
+            found += [any(map(any, choice)) for choice in itertools.product(*draws)]
+        assert curve[p, k - 1] == pytest.approx(np.mean(found), abs=1e-12)
+    assert (np.diff(curve, axis=1) >= -1e-12).all(), "more samples never solve less"
 
 
-def test_coverage_separates_tags_that_solve_different_problems():
+def test_pass_curve_at_one_sample_of_each_tag_by_hand():
+    """Tag 0 is right in 2 of 4 samples; tag 1 in 4 of 4, or in 1 of 4: then 1/2 * 3/4 fail."""
+    correct = np.zeros((2, 2, 4), bool)
+    correct[0, 0, :2], correct[0, 1] = True, True
+    correct[1, 0, :2], correct[1, 1, 3] = True, True
+    np.testing.assert_allclose(pass_curve(correct, [2])[:, 0], [1.0, 1 - 1 / 2 * 3 / 4])
+
+
+def test_pass_curve_separates_tags_that_solve_different_problems():
     apart = np.array([[[1, 1], [0, 0]], [[0, 0], [1, 1]]])  # each tag solves its own problem
     alike = np.array([[[1, 1], [1, 1]], [[0, 0], [0, 0]]])  # the same mean accuracy
-    assert coverage(apart).tolist() == [1.0, 1.0]
-    assert coverage(alike).tolist() == [1.0, 0.0]
+    assert pass_curve(apart, [1, 2]).tolist() == [[0.5, 1.0], [0.5, 1.0]]
+    assert pass_curve(alike, [1, 2]).tolist() == [[1.0, 1.0], [0.0, 0.0]]
 
 
-def test_coverage_refuses_rewards_and_wrong_shapes():
+def test_pass_curve_refuses_rewards_wrong_shapes_and_impossible_k():
     with pytest.raises(ValueError, match="threshold the rewards"):
-        coverage([[[1.0, -0.5]]])
+        pass_curve([[[1.0, -0.5]]], [1])
     with pytest.raises(ValueError, match="3 axes"):
-        coverage([[True, False]])
+        pass_curve([[True, False]], [1])
     with pytest.raises(ValueError, match="holds no samples"):
-        coverage(np.zeros((2, 3, 0), bool))
+        pass_curve(np.zeros((2, 3, 0), bool), [1])
+    for k in (0, 7):
+        with pytest.raises(ValueError, match=f"k={k}: must be between 1 and the 6 samples"):
+            pass_curve(np.zeros((2, 3, 2), bool), [1, k])
 
 
 # voting
@@ -383,6 +411,24 @@ def test_bootstrap_refuses_what_has_no_interval():
         mean_estimate([1.0], num_resamples=0)
     with pytest.raises(ValueError, match="confidence=0"):
         mean_estimate([1.0], confidence=0.0)
+
+
+def test_runs_estimate_by_hand():
+    """1, 2, 3 have deviation 1; Student's t at 97.5% is 4.302653 for two degrees of freedom."""
+    estimate = runs_estimate([1, 2, 3])
+    assert (estimate.value, estimate.n) == (2.0, 3)
+    assert estimate.high - 2 == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
+    assert 2 - estimate.low == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
+    narrower = runs_estimate([1, 2, 3], confidence=0.5)
+    assert narrower.high - 2 == pytest.approx(0.816497 / math.sqrt(3), abs=1e-6)
+    assert runs_estimate([0.5, 0.5]) == Estimate(0.5, 0.5, 0.5, 2)
+
+
+def test_one_run_has_no_interval():
+    with pytest.raises(ValueError, match="values: 1 run has no interval"):
+        runs_estimate([0.5])
+    with pytest.raises(ValueError, match="confidence=1"):
+        runs_estimate([0.5, 0.6], confidence=1)
 
 
 def test_estimate_is_json():

@@ -97,12 +97,21 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
     ("setting", "value", "words"),
     [
         ("task.name", "chess", "task='chess'"),
-        ("model.num_heads", 3, "num_kv_heads=2"),
+        ("task.arguments.tries", 0, "tries=0"),
+        ("model.num_heads", 3, "num_kv_heads=2: must divide num_heads=3"),
+        ("model.dtype", "float16", "dtype='float16'"),
         ("model.num_strategies", 3, "num_strategies=3"),
-        ("model.max_length", 9, "max_length=9"),
+        ("model.max_length", 8, "max_length=8"),
         ("arm", "chess", "arm='chess'"),
         ("finetune.rows", 3, "finetune.rows=3"),
         ("num_seeds", 0, "num_seeds=0"),
+        ("pretrain.steps", -1, "pretrain.steps=-1"),
+        ("finetune.steps", 0, "finetune.steps=0"),
+        ("finetune.buckets", 0, "finetune.buckets=0"),
+        ("finetune.learning_rate", 0.0, "learning_rate=0.0"),
+        ("loss.match_tokens", 0, "loss.match_tokens=0"),
+        ("loss.tag_noise", -1.0, "loss.tag_noise=-1.0"),
+        ("evaluation.samples_per_tag", 0, "evaluation.samples_per_tag=0"),
         ("loss.reduction", "median", "reduction='median'"),
         ("finetune.optimizer", "sgd", "optimizer='sgd'"),
         ("evaluation.temperature", -1.0, "temperature=-1.0"),
@@ -112,19 +121,34 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
 )
 def test_what_cannot_run_is_refused_in_one_line(finished, capsys, setting, value, words):
     config = smoke.get_config()
-    *path, leaf = setting.split(".")
-    section = config
-    for name in path:
-        section = section[name]
-    section[leaf] = value
+    config.update_from_flattened_dict({setting: value})
     before = contents(finished)
+    assert words in refusal(config, finished, capsys)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"task.name": "countdown4"}, "model.max_length=96: the longest training row has 1"),
+        ({"task.name": "group_words", "task.arguments.size": 3}, "size=3: task 'group_words'"),
+    ],
+)
+def test_nothing_is_written_for_what_cannot_be_trained(tmp_path, capsys, settings, words):
+    config = smoke.get_config()
+    config.update_from_flattened_dict(settings)
+    assert words in refusal(config, tmp_path / "run", capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def refusal(config, workdir, capsys) -> str:
+    """The one line with which the quickstart refuses a configuration."""
     with pytest.raises(SystemExit) as stopped:
-        quickstart.main(config, str(finished))
+        quickstart.main(config, str(workdir))
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert words in error
-    assert contents(finished) == before
+    return error
 
 
 @pytest.mark.parametrize(
@@ -132,6 +156,7 @@ def test_what_cannot_run_is_refused_in_one_line(finished, capsys, setting, value
     [
         ([], "workdir is missing"),
         (["--config.task.nme=countdown"], "nme"),
+        (["--config.model.num_heads=3"], "num_kv_heads=2: must divide num_heads=3"),
         (["--config=experiments/configs/countdown.py:huge"], "preset='huge'"),
     ],
 )

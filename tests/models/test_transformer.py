@@ -213,11 +213,20 @@ def test_bfloat16_computes_close_to_float32_and_scores_in_float32(config, params
     assert 1e-4 < error.max() < 0.25 and error.mean() < 0.02
 
 
-def test_last_only_scores_the_last_position(config, params, forward):
-    apply = jax.jit(functools.partial(Transformer(config).apply, last_only=True))
+@pytest.mark.parametrize("num_scored", [1, 3])
+def test_num_scored_scores_the_last_positions(config, params, forward, num_scored):
+    apply = jax.jit(functools.partial(Transformer(config).apply, num_scored=num_scored))
     logits, cache = apply(params, TOKENS)
-    assert logits.shape == (3, 1, 32) and cache is None
-    np.testing.assert_allclose(logits, forward(config, params, TOKENS)[:, -1:], atol=1e-5)
+    assert logits.shape == (3, num_scored, 32) and cache is None
+    expected = forward(config, params, TOKENS)[:, -num_scored:]
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_without_the_head_the_hidden_states_come_out(config, params, forward):
+    hidden, _ = Transformer(config).apply(params, TOKENS, head=False)
+    tables = [params["params"][name] for name in ("token_embedding", "strategy_embedding")]
+    logits = hidden @ jnp.concatenate(tables).T
+    np.testing.assert_allclose(logits, forward(config, params, TOKENS), atol=1e-5)
 
 
 # The cache

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from reasoning.runtime import runs
 from reasoning.runtime.runs import Progress, Run, finished_results, first_difference
 
+PROGRAM = "experiments.sft"
 CONFIG = {"seed": 0, "model": {"preset": "0.1m", "d_model": 64}, "rates": (1e-3, 3e-4)}
 
 
@@ -35,23 +37,23 @@ def snapshot(path):
 
 
 def finished_run(workdir, results):
-    with Run(workdir, CONFIG) as run:
+    with Run(workdir, PROGRAM, CONFIG) as run:
         run.log_metrics("base", 0, {"loss": 1.5})
         run.finish(results)
 
 
 def unfinished_run(workdir, loss):
-    with Run(workdir, CONFIG) as run:
+    with Run(workdir, PROGRAM, CONFIG) as run:
         run.log_metrics("base", 0, {"loss": loss})
 
 
 def test_a_new_directory_is_made_and_described(workdir):
-    assert finished_results(workdir, CONFIG) is None
+    assert finished_results(workdir, PROGRAM, CONFIG) is None
     assert not workdir.exists()  # asking writes nothing
-    with Run(workdir, CONFIG) as run:
+    with Run(workdir, PROGRAM, CONFIG) as run:
         assert run.path == workdir and run.seconds >= 0
         assert {path.name for path in workdir.iterdir()} == {
-            "config.json", "metrics.jsonl", "completions.jsonl", "plots"
+            "config.json", "metrics.jsonl", "completions.jsonl", "plots", ".lock"
         }
     about = json.loads((workdir / "config.json").read_text())
     assert about["config"] == json.loads(json.dumps(CONFIG))
@@ -61,13 +63,13 @@ def test_a_new_directory_is_made_and_described(workdir):
 
 def test_an_empty_directory_is_as_good_as_none(workdir):
     workdir.mkdir(parents=True)
-    assert finished_results(workdir, CONFIG) is None
+    assert finished_results(workdir, PROGRAM, CONFIG) is None
 
 
 def test_a_finished_run_is_returned_and_unchanged(workdir):
     finished_run(workdir, {"pass@1": np.float32(0.5), "curve": jnp.arange(3)})
     before = snapshot(workdir)
-    results = finished_results(workdir, CONFIG)
+    results = finished_results(workdir, PROGRAM, CONFIG)
     assert results["pass@1"] == 0.5 and results["curve"] == [0, 1, 2]
     assert results["seconds"] >= 0 and "jax" in results["versions"]
     assert snapshot(workdir) == before
@@ -94,7 +96,7 @@ def test_another_configuration_is_refused_and_harms_nothing(
         unfinished_run(workdir, 1.5)
     before = snapshot(workdir)
     with pytest.raises(ValueError) as error:
-        finished_results(workdir, {**CONFIG, **changes})
+        finished_results(workdir, PROGRAM, {**CONFIG, **changes})
     assert str(error.value) == (
         f"workdir={workdir}: holds a run of another configuration ({difference}); "
         "choose another directory."
@@ -118,22 +120,73 @@ def test_a_directory_of_something_else_is_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     before = snapshot(tmp_path)
     with pytest.raises(ValueError) as error:
-        finished_results(tmp_path, CONFIG)
-    assert str(error.value).startswith(f"workdir={tmp_path}: ")
-    assert str(error.value).endswith("; choose another directory.")
+        finished_results(tmp_path, PROGRAM, CONFIG)
+    assert str(tmp_path) in str(error.value) and "choose another" in str(error.value)
+    assert "\n" not in str(error.value)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", ""])
+def test_damaged_results_are_named_and_left(workdir, content):
+    finished_run(workdir, {"pass@1": 0.5})
+    (workdir / "results.json").write_text(content)
+    before = snapshot(workdir)
+    for attempt in (finished_results, Run):
+        with pytest.raises(ValueError, match=r"results\.json: is damaged"):
+            attempt(workdir, PROGRAM, CONFIG)
+    assert snapshot(workdir) == before
+
+
+def test_another_programs_run_is_refused(workdir):
+    unfinished_run(workdir, 1.0)
+    with pytest.raises(ValueError, match=r"a run of experiments\.sft, not of experiments\.rl;"):
+        finished_results(workdir, "experiments.rl", CONFIG)
+
+
+def test_a_finished_run_cannot_be_opened(workdir):
+    finished_run(workdir, {"pass@1": 0.5})
+    before = snapshot(workdir)
+    with pytest.raises(ValueError, match="has finished"):
+        Run(workdir, PROGRAM, CONFIG)
+    assert snapshot(workdir) == before
+
+
+HOLD = """
+import sys
+from reasoning.runtime.runs import Run
+run = Run(sys.argv[1], "experiments.sft", {"seed": 0})
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_process_writes_a_run(workdir):
+    command = [sys.executable, "-c", HOLD, str(workdir)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "open\n"
+        before = snapshot(workdir)
+        with pytest.raises(ValueError, match="another process is writing this run"):
+            Run(workdir, PROGRAM, {"seed": 0})
+        assert snapshot(workdir) == before
+    finally:
+        holder.kill()
+        holder.communicate()
+    with Run(workdir, PROGRAM, {"seed": 0}):  # a killed process holds no lock
+        assert (workdir / "attempts" / "1" / "config.json").is_file()
 
 
 def test_a_file_is_refused(tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(ValueError, match=r": is a file; choose a directory\.$"):
-        finished_results(tmp_path / "notes", CONFIG)
+        finished_results(tmp_path / "notes", PROGRAM, CONFIG)
 
 
 def test_unfinished_runs_are_set_aside_one_after_another(workdir, capsys):
     unfinished_run(workdir, 1.0)
     first = snapshot(workdir)
-    assert finished_results(workdir, CONFIG) is None
+    del first[".lock"]
+    assert finished_results(workdir, PROGRAM, CONFIG) is None
     unfinished_run(workdir, 2.0)
     assert snapshot(workdir / "attempts" / "1") == first
     assert "was not finished; starting again" in capsys.readouterr().out
@@ -145,7 +198,7 @@ def test_unfinished_runs_are_set_aside_one_after_another(workdir, capsys):
     attempts = workdir / "attempts"
     assert [loss(attempts / "1"), loss(attempts / "2"), loss(workdir)] == [1.0, 2.0, 1.5]
     assert {path.name for path in attempts.iterdir()} == {"1", "2"}
-    assert finished_results(workdir, CONFIG)["pass@1"] == 1.0
+    assert finished_results(workdir, PROGRAM, CONFIG)["pass@1"] == 1.0
 
 
 def test_a_run_killed_between_setting_aside_and_starting_can_be_started_again(workdir, monkeypatch):
@@ -153,9 +206,9 @@ def test_a_run_killed_between_setting_aside_and_starting_can_be_started_again(wo
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_write", killed)  # before config.json is there
         with pytest.raises(KeyboardInterrupt):
-            Run(workdir, CONFIG)
+            Run(workdir, PROGRAM, CONFIG)
     assert not (workdir / "config.json").exists()
-    assert finished_results(workdir, CONFIG) is None
+    assert finished_results(workdir, PROGRAM, CONFIG) is None
     unfinished_run(workdir, 2.0)
     assert (workdir / "config.json").is_file()
     assert '"loss": 1.0' in (workdir / "attempts" / "1" / "metrics.jsonl").read_text()
@@ -166,21 +219,21 @@ def killed(*_):
 
 
 def test_results_are_written_whole_or_not_at_all(workdir, monkeypatch):
-    with Run(workdir, CONFIG) as run:
+    with Run(workdir, PROGRAM, CONFIG) as run:
         # Only a file that is complete gets the name that marks the run as finished.
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", killed)
             with pytest.raises(KeyboardInterrupt):
                 run.finish({"pass@1": 0.5})
         assert not (workdir / "results.json").exists()
-        assert finished_results(workdir, CONFIG) is None
+        assert finished_results(workdir, PROGRAM, CONFIG) is None
         run.finish({"pass@1": 0.5})
-    assert finished_results(workdir, CONFIG)["pass@1"] == 0.5
+    assert finished_results(workdir, PROGRAM, CONFIG)["pass@1"] == 0.5
     assert not [path for path in workdir.rglob("*") if "partial" in path.name]
 
 
 def test_every_line_of_metrics_and_completions_is_there_at_once(workdir):
-    with Run(workdir, CONFIG) as run:
+    with Run(workdir, PROGRAM, CONFIG) as run:
         run.log_metrics("base", 0, {"loss": jnp.float32(0.5), "tag_usage": jnp.array([0.25, 0.75])})
         run.log_metrics("base", 1, {"loss": np.float64(0.25), "tokens": 12})
         run.log_completions({"prompt": text, "correct": True} for text in ("a\nb", "é"))
@@ -194,11 +247,11 @@ def test_every_line_of_metrics_and_completions_is_there_at_once(workdir):
 
 
 def test_an_error_closes_the_files_and_leaves_the_run_unfinished(workdir):
-    with pytest.raises(KeyboardInterrupt), Run(workdir, CONFIG) as run:
+    with pytest.raises(KeyboardInterrupt), Run(workdir, PROGRAM, CONFIG) as run:
         raise KeyboardInterrupt
     with pytest.raises(ValueError, match="closed file"):
         run.log_metrics("base", 0, {})
-    assert finished_results(workdir, CONFIG) is None
+    assert finished_results(workdir, PROGRAM, CONFIG) is None
 
 
 def test_git_revision_is_none_without_git(monkeypatch):
@@ -226,6 +279,11 @@ def test_progress_prints_plain_lines_off_a_terminal(capsys):
         ["matched", f"{i + 1}/3", "nll", f"{i}.500"] for i in range(3)
     ]
     assert "tokens/s" in lines[0] and lines[-1].endswith(" 0 s left")
+
+
+def test_progress_without_tokens_shows_no_rate(capsys):
+    Progress("writing", total=1).advance()
+    assert capsys.readouterr().out.split() == ["writing", "1/1", "0", "s", "left"]
 
 
 def test_progress_prints_the_last_step_and_seldom_others(capsys):

@@ -20,7 +20,7 @@ TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
 
 
 def make_task(name: str, **arguments: Any) -> Task:
-    """The task of a preset, with some of its arguments replaced.
+    """The task of a preset, with some of its arguments replaced; None keeps the preset's own.
 
     Raises:
       ValueError: unknown name, unknown argument, or a value that the task refuses.
@@ -29,10 +29,11 @@ def make_task(name: str, **arguments: Any) -> Task:
         raise ValueError(f"task={name!r}: must be one of {', '.join(TASKS)}.")
     build, preset = TASKS[name]
     parameters = inspect.signature(build).parameters
+    arguments = {key: value for key, value in arguments.items() if value is not None}
     for key, value in arguments.items():
         if key not in parameters:
             raise ValueError(f"{key}={value!r}: task {name!r} takes {', '.join(parameters)}.")
         kind = type(parameters[key].default)  # every argument of a task has a default
-        if not isinstance(value, kind):
+        if type(value) is not kind:
             raise ValueError(f"{key}={value!r}: task {name!r} takes {kind.__name__} here.")
     return build(**{**preset, **arguments})

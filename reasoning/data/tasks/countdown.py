@@ -172,7 +172,7 @@ class Countdown:
         size: int = 3,
         largest: int = 12,
         target: int = 40,
-        tries: int = 4,
+        tries: int = 6,
         limit: int = 40,
     ) -> None:
         if size < 2:
