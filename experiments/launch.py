@@ -23,7 +23,7 @@ _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "countdown.py"
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
 
 Setup = TypeVar("Setup")
-Purpose = Literal["init", "tags", "assign", "evaluate"]
+Purpose = Literal["init", "tags", "assign", "evaluate", "rollouts", "validate"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 

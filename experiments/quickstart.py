@@ -39,7 +39,7 @@ def run_seed(
     for arm in ARMS:
         params, spent = fine_tune(run, setup, base, data, arm, config, seed)
         started = time.monotonic()
-        summary = evaluate(run, setup, params, arm, config, seed)
+        summary = evaluate(run, setup, params, arm, setup.trained_tags(arm), config, seed)
         spent["evaluation_seconds"] = time.monotonic() - started
         arms[arm] = {**summary.figures, "training": spent}
         coverage[arm] = summary.coverage

@@ -9,6 +9,7 @@ directory (`reasoning.runtime.runs`).
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -58,6 +59,10 @@ class Setup:
         """The policy with these parameters; a completion may fill the rest of the context."""
         room = self.model.max_length - self.prompt_length
         return Policy(params, self.model, self.tokenizer, self.task, room)
+
+    def trained_tags(self, arm: assignment.Arm) -> Sequence[int]:
+        """The tags that an arm trains."""
+        return assignment.trained_tags(arm, len(self.task.strategies), self.model.num_strategies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,13 +269,14 @@ def evaluate(
     run: Run,
     setup: Setup,
     params: Any,
-    arm: assignment.Arm,
+    name: str,
+    tags: Sequence[int],
     config: ml_collections.ConfigDict,
     seed: int,
 ) -> Summary:
-    """Sample the held-out problems under every tag the arm has trained, and estimate."""
+    """Sample the held-out problems under every tag that was trained, and estimate."""
     policy, num_strategies = setup.policy(params), setup.model.num_strategies
-    tags = np.array(assignment.trained_tags(arm, len(setup.task.strategies), num_strategies))
+    tags = np.array(tags)
     num_samples = config.evaluation.samples_per_tag * num_strategies  # of a problem, in every arm
     tag_major = np.repeat(tags, num_samples // len(tags))
     filters = Filters(temperature=config.evaluation.temperature)
@@ -283,7 +289,7 @@ def evaluate(
     every_tag = np.resize(tags, num_strategies)
     greedy = sample_and_judge(policy, setup.test, every_tag, keys[3], Filters(temperature=0.0))
     rows = judged.rows(setup.task, setup.test)
-    run.log_completions({"seed": seed, "arm": arm, **row} for row in rows)
+    run.log_completions({"seed": seed, "arm": name, **row} for row in rows)
     return summarise(policy, judged, own, greedy, validation)
 
 
@@ -293,7 +299,8 @@ def run_seed(
     """Pre-train, fine-tune under `config.arm`, evaluate; returns one seed's results."""
     base, pretrained = pretrain(run, setup, data, config, seed)
     params, spent = fine_tune(run, setup, base, data, config.arm, config, seed)
-    summary = evaluate(run, setup, params, config.arm, config, seed)
+    tags = setup.trained_tags(config.arm)
+    summary = evaluate(run, setup, params, config.arm, tags, config, seed)
     arms = {config.arm: {**summary.figures, "training": spent}}
     return {"arms": arms, "pretraining": pretrained, "seed": seed}
 

@@ -4,10 +4,30 @@
     --config=experiments/configs/countdown.py:full         five seeds: about half an hour
 """
 
+import dataclasses
+
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from reasoning.learning.algorithms import Algorithm
+from reasoning.learning.losses import Surrogate
+
 PRESETS = ("quickstart", "full")
+
+
+def override_placeholders() -> ml_collections.ConfigDict:
+    """Every field of an algorithm and its surrogate, left to the preset."""
+    optional = {
+        "advantage_k": int, "ema_decay": float, "reset_every": int, "entropy_target": float,
+        "dual_clip": float,
+    }
+    fields = {
+        field.name: optional.get(field.name, type(field.default))
+        for kind in (Algorithm, Surrogate)
+        for field in dataclasses.fields(kind)
+        if field.name not in ("surrogate", "temperatures")
+    }
+    return ml_collections.ConfigDict({name: placeholder(kind) for name, kind in fields.items()})
 
 
 def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
@@ -62,6 +82,40 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.loss.tag_is_label = True  # the policy also learns to write the tag
     config.loss.match_tokens = 30  # L: trace tokens that the matching cost reads
     config.loss.tag_noise = 1.0  # how far apart the tags start, in embedding deviations
+
+    # Reinforcement learning from verifiable rewards (experiments.rl).
+    config.rl = ml_collections.ConfigDict()
+    config.rl.algorithm = "gfpo"  # a preset of reasoning.learning.algorithms
+    config.rl.override = override_placeholders()  # a field left at None is the preset's
+    config.rl.steps = 30
+    config.rl.problems = 1500
+    config.rl.prompts = 64  # a step draws `samples` completions of so many problems
+    config.rl.samples = 16
+    config.rl.rounds = 1  # dynamic sampling draws so many times to fill uninformative groups
+    config.rl.temperature = 1.0
+    config.rl.top_p = placeholder(float)
+    config.rl.min_p = placeholder(float)
+    config.rl.min_pass = 0.0  # train on problems whose pass rate lies between the two
+    config.rl.max_pass = 1.0
+    config.rl.shaping = ml_collections.ConfigDict()
+    config.rl.shaping.repetition_weight = 0.0
+    config.rl.shaping.overlong_weight = 0.0
+    config.rl.shaping.overlong_buffer = 16
+    config.rl.shaping.repetition_ngram = 7  # a penalised pattern: a step written three times
+    config.rl.shaping.repetition_count = 3
+    config.rl.epochs = 1
+    config.rl.minibatches = 1
+    config.rl.microbatches = 1
+    config.rl.optimizer = "adamw"
+    config.rl.learning_rate = 1e-3
+    config.rl.warmup_steps = 0
+    config.rl.weight_decay = 0.0
+    config.rl.clip_norm = 1.0
+    config.rl.validate_every = 10
+    config.rl.validation_samples = 8
+    config.rl.max_skipped = 5  # steps in a row without a finite gradient that end the run
+    config.rl.one_program = True  # False: sampling, reward and update in turn, each timed
+    config.rl.workers = 0  # processes for a reward on the host
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.problems = 400

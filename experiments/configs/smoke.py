@@ -10,6 +10,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = countdown.get_config()
     for phase in (config.pretrain, config.finetune):
         phase.steps, phase.problems, phase.rows, phase.buckets = 6, 100, 16, 1
+    config.rl.steps, config.rl.prompts, config.rl.samples, config.rl.problems = 2, 4, 4, 50
+    config.rl.validate_every = 1
     config.evaluation.problems = 12
     config.evaluation.validation_problems = 8
     config.evaluation.samples_per_tag = 2

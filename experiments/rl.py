@@ -1,0 +1,351 @@
+"""Reinforcement learning with verifiable rewards: any task, any algorithm, any starting policy.
+
+    python -m experiments.rl --workdir=runs/gfpo --config.arm=matched --config.rl.algorithm=gfpo
+    python -m experiments.rl --workdir=runs/grpo --config.arm=mixed --config.rl.algorithm=grpo
+
+Pre-trains and fine-tunes under `config.arm` as `experiments.sft` does, then improves that policy by
+the algorithm (`reasoning.learning.algorithms`) and evaluates both. A reward that is written in jnp
+compiles into one program with sampler and update; others are judged on the host.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.serialization
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from experiments import launch
+from experiments.sft import (
+    Data,
+    Setup,
+    evaluate,
+    fine_tune,
+    optimizer_config,
+    pretrain,
+    set_up,
+    training_data,
+)
+from reasoning.data.pipelines import prompt_ids
+from reasoning.data.tasks.base import distinct_problems
+from reasoning.evaluation import reports
+from reasoning.evaluation.estimators import pass_at_k
+from reasoning.evaluation.policies import sample_and_judge
+from reasoning.learning import rollouts as ro
+from reasoning.learning.algorithms import make_algorithm
+from reasoning.learning.experience import Metrics, PolicyState, RLConfig, init_policy_state
+from reasoning.learning.optimizers import make_optimizer
+from reasoning.learning.rl_updates import make_rl_step, scan_steps, update
+from reasoning.rewards.device import device_reward, problem_arrays
+from reasoning.rewards.host import HostReward, task_reward
+from reasoning.rewards.shaping import task_ids
+from reasoning.rewards.verdicts import Completions, RewardFn, check_verdicts
+from reasoning.runtime.runs import Progress, Run
+from reasoning.sampling.filters import Filters
+from reasoning.sampling.sampler import OWN_TAG, pad_prompts
+
+PROGRAM = "experiments.rl"
+
+Advance = Callable[[PolicyState, ro.PromptBatch, jax.Array], tuple[PolicyState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+    """The training problems of RL, as the host and the device read them: `[D, ...]`."""
+
+    problems: list[Any]
+    prompts: ro.PromptBatch
+
+
+def rl_config(setup: Setup, settings: ml_collections.ConfigDict) -> RLConfig:
+    """What an RL step is compiled for, from `config.rl` or a section like it.
+
+    Raises:
+      ValueError: what cannot work, in one sentence.
+    """
+    changes = {name: value for name, value in settings.override.items() if value is not None}
+    algorithm = make_algorithm(settings.algorithm, **changes)
+    return RLConfig(
+        model=setup.model,
+        algorithm=algorithm,
+        rollout=ro.RolloutConfig(
+            num_samples=settings.samples,
+            max_new_tokens=setup.model.max_length - setup.prompt_length,
+            tags="stratified" if algorithm.positions == "fork_exact" else "own",
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+            **settings.shaping,
+        ),
+        eos_id=setup.tokenizer.eos_id,
+        pad_id=setup.tokenizer.pad_id,
+        forbidden_ids=tuple(np.flatnonzero(~task_ids(setup.task, setup.tokenizer)).tolist()),
+        num_prompts=settings.prompts,
+        max_rounds=settings.rounds,
+        num_epochs=settings.epochs,
+        num_minibatches=settings.minibatches,
+        num_microbatches=settings.microbatches,
+    )
+
+
+def rl_problems(setup: Setup, settings: ml_collections.ConfigDict, seed: int) -> Problems:
+    """Distinct problems of the train split, and what a reward on the device knows of them.
+
+    Raises:
+      ValueError: the split holds fewer, or a prompt is longer than those that are held out.
+    """
+    problems = distinct_problems(setup.task, "train", seed, settings.problems)
+    texts = [prompt_ids(setup.tokenizer, setup.task.prompt(problem)) for problem in problems]
+    if max(map(len, texts)) > setup.prompt_length:
+        raise ValueError(
+            f"rl.problems: a prompt has {max(map(len, texts))} tokens, more than the "
+            f"{setup.prompt_length} of those held out; raise evaluation.problems."
+        )
+    # Padded to the length of the held-out prompts.
+    ids, mask = pad_prompts([*texts, [0] * setup.prompt_length], setup.tokenizer.pad_id)
+    on_device = device_reward(setup.task, setup.tokenizer) is not None
+    metadata = problem_arrays(setup.task, problems) if on_device else np.arange(len(problems))
+    index = np.arange(len(problems), dtype=np.int32)
+    return Problems(problems, ro.PromptBatch(ids[:-1], mask[:-1], index, metadata))
+
+
+def schedule(num_problems: int, num_steps: int, per_step: int, seed: int) -> np.ndarray:
+    """Which problems each step draws, `[steps, per_step]`: epoch after epoch in random order."""
+    rng = np.random.default_rng(seed)
+    needed = num_steps * per_step
+    epochs = [rng.permutation(num_problems) for _ in range(-(-needed // num_problems))]
+    return np.concatenate(epochs)[:needed].reshape(num_steps, per_step)
+
+
+def filter_by_difficulty(
+    setup: Setup, params: Any, data: Problems, settings: ml_collections.ConfigDict, seed: int
+) -> np.ndarray:
+    """Problems whose pass rate lies in [min_pass, max_pass] (T1 trains on hard ones): indices.
+
+    Raises:
+      ValueError: none does.
+    """
+    everything = np.arange(len(data.problems))
+    if settings.min_pass <= 0 and settings.max_pass >= 1:
+        return everything
+    tags = np.full(settings.samples, OWN_TAG)
+    key = jax.random.fold_in(launch.run_key(seed, "rollouts"), settings.steps)
+    judged = sample_and_judge(
+        setup.policy(params), data.problems, tags, key, Filters(temperature=settings.temperature)
+    )
+    rate = judged.correct.mean(axis=1)
+    kept = everything[(rate >= settings.min_pass) & (rate <= settings.max_pass)]
+    if not len(kept):
+        raise ValueError(
+            f"rl.min_pass={settings.min_pass}, rl.max_pass={settings.max_pass}: no problem's pass "
+            f"rate lies there; they go from {rate.min():.2f} to {rate.max():.2f}."
+        )
+    return kept
+
+
+def one_program(
+    config: RLConfig, optimizer: optax.GradientTransformation, reward: RewardFn
+) -> Advance:
+    """Several steps as one compiled program: `(state, prompts [n, P], keys [n])`."""
+    return jax.jit(scan_steps(make_rl_step(config, optimizer, reward)), donate_argnums=0)
+
+
+def in_turn(
+    config: RLConfig,
+    optimizer: optax.GradientTransformation,
+    reward: RewardFn,
+    problems: list[Any] | None,
+) -> Advance:
+    """The same steps by three programs in turn, each timed; the reward may run on the host."""
+    sample = jax.jit(
+        partial(
+            ro.draw, config=config.model, rollout=config.rollout, eos_id=config.eos_id,
+            pad_id=config.pad_id,
+        )
+    )
+    assemble = partial(ro.assemble, rollout=config.rollout, config=config.model)
+    improve = jax.jit(partial(update, config=config, optimizer=optimizer), donate_argnums=0)
+    measure = jax.jit(ro.rollout_metrics, static_argnums=1)
+
+    def step(
+        state: PolicyState, prompts: ro.PromptBatch, key: jax.Array
+    ) -> tuple[PolicyState, Metrics]:
+        sample_key, update_key = jax.random.split(key)
+        times = [time.monotonic()]
+        samples = jax.block_until_ready(sample(state.params, prompts, sample_key))
+        times.append(time.monotonic())
+        repeat = partial(np.repeat, repeats=config.rollout.num_samples, axis=0)
+        metadata = jax.tree.map(repeat, prompts.metadata)
+        if problems is not None:
+            metadata = [problems[i] for i in metadata]
+        verdicts = reward(repeat(prompts.ids), Completions(samples.tokens, samples.mask), metadata)
+        check_verdicts(verdicts, None, getattr(reward, "name", "reward"))
+        times.append(time.monotonic())
+        rolled = jax.jit(assemble)(samples, verdicts, allowed=config.allowed_ids())
+        state, metrics = improve(state, prompts, rolled, update_key)
+        metrics |= measure(rolled, config.model.num_strategies)
+        jax.block_until_ready(state)
+        times.append(time.monotonic())
+        tokens = float(metrics["num_tokens"])
+        for name, seconds in zip(("sampling", "reward", "update"), np.diff(times), strict=True):
+            metrics[f"tokens_per_second/{name}"] = tokens / max(seconds, 1e-9)
+        return state, metrics
+
+    def steps(
+        state: PolicyState, prompts: ro.PromptBatch, keys: jax.Array
+    ) -> tuple[PolicyState, Metrics]:
+        made = []
+        for i in range(len(keys)):
+            state, metrics = step(state, jax.tree.map(lambda x, i=i: x[i], prompts), keys[i])
+            made.append(metrics)
+        return state, {name: np.stack([m[name] for m in made]) for name in made[0]}
+
+    return steps
+
+
+def validate(
+    run: Run, setup: Setup, params: Any, name: str, step: int, settings: Any, seed: int
+) -> dict[str, float]:
+    """pass@1 and pass@k of the policy's own tags on validation problems."""
+    tags = np.full(settings.validation_samples, OWN_TAG)
+    key = jax.random.fold_in(launch.run_key(seed, "validate"), step)
+    judged = sample_and_judge(setup.policy(params), setup.validation, tags, key, Filters())
+    rows = judged.rows(setup.task, setup.validation)
+    run.log_completions({"seed": seed, "arm": name, "step": step, **row} for row in rows)
+    solved, k = judged.correct.sum(axis=1), len(tags)
+    return {
+        "validation/pass@1": float(judged.correct.mean()),
+        f"validation/pass@{k}": float(pass_at_k(k, solved, k).mean()),
+    }
+
+
+def reinforce(
+    run: Run,
+    setup: Setup,
+    params: Any,
+    data: Problems,
+    settings: ml_collections.ConfigDict,
+    name: str,
+    seed: int,
+) -> tuple[Any, dict[str, float]]:
+    """Improve a policy by reinforcement learning.
+
+    Returns:
+      the improved parameters, and what it took: `steps`, `tokens` (sampled) and `seconds`.
+
+    Raises:
+      FloatingPointError: `max_skipped` steps in a row had no finite loss or gradient.
+    """
+    config = rl_config(setup, settings)
+    optimizer = make_optimizer(optimizer_config(settings))
+    state = init_policy_state(params, config, optimizer)
+    kept = filter_by_difficulty(setup, params, data, settings, seed)
+    plan = kept[schedule(len(kept), settings.steps, config.num_prompts * config.max_rounds, seed)]
+    keys = jax.random.split(launch.run_key(seed, "rollouts"), settings.steps)
+    on_device = device_reward(setup.task, setup.tokenizer)
+    if on_device is not None and settings.one_program:
+        advance = one_program(config, optimizer, on_device)
+    elif on_device is not None:
+        advance = in_turn(config, optimizer, jax.jit(on_device), None)
+    else:
+        host = HostReward(task_reward(setup.task), setup.tokenizer, num_workers=settings.workers)
+        advance = in_turn(config, optimizer, host, data.problems)
+    progress = Progress(name, settings.steps)
+    started, tokens = time.monotonic(), 0.0
+    for start in range(0, settings.steps, settings.validate_every):
+        stop = min(start + settings.validate_every, settings.steps)
+        figures = validate(run, setup, state.params, name, start, settings, seed)
+        run.log_metrics(name, start, {"seed": seed, **figures})
+        prompts = jax.tree.map(lambda x: x[plan[start:stop]], data.prompts)  # noqa: B023
+        state, metrics = advance(state, prompts, keys[start:stop])
+        metrics = jax.device_get(metrics)
+        for i in range(stop - start):
+            values = {key: value[i] for key, value in metrics.items()}
+            run.log_metrics(name, start + i + 1, {"seed": seed, **values})
+            tokens += float(values["num_tokens"])
+            progress.advance(float(values["num_tokens"]), reward=float(values["reward"]))
+        if int(state.skipped) >= settings.max_skipped:
+            (run.path / "last_good.msgpack").write_bytes(
+                flax.serialization.to_bytes(jax.device_get(state.params))
+            )
+            raise FloatingPointError(
+                f"{name}: {int(state.skipped)} steps in a row had no finite loss or gradient, up "
+                f"to step {stop}; the last good parameters are in last_good.msgpack. Lower "
+                "rl.learning_rate or look at metrics.jsonl."
+            )
+    progress.close()
+    figures = validate(run, setup, state.params, name, settings.steps, settings, seed)
+    run.log_metrics(name, settings.steps, {"seed": seed, **figures})
+    spent = {"steps": settings.steps, "tokens": tokens, "seconds": time.monotonic() - started}
+    return state.params, spent
+
+
+def check_rl(setup: Setup, settings: ml_collections.ConfigDict) -> None:
+    """Refuse what cannot run (ValueError)."""
+    rl_config(setup, settings)
+    optimizer_config(settings)
+    for name in ("steps", "problems", "validate_every", "validation_samples", "max_skipped"):
+        if settings[name] < 1:
+            raise ValueError(f"rl.{name}={settings[name]}: must be at least 1.")
+    if settings.rounds > 1 and not settings.one_program:
+        raise ValueError(
+            f"rl.rounds={settings.rounds}: dynamic sampling needs rl.one_program=True."
+        )
+
+
+def run_seed(
+    run: Run,
+    setup: Setup,
+    data: Data,
+    problems: Problems,
+    config: ml_collections.ConfigDict,
+    seed: int,
+) -> dict[str, Any]:
+    """Train as `experiments.sft`, then reinforce; returns one seed's results of both."""
+    arm, name = config.arm, f"{config.arm}_{config.rl.algorithm}"
+    tags = setup.trained_tags(arm)
+    base, pretrained = pretrain(run, setup, data, config, seed)
+    before, spent_before = fine_tune(run, setup, base, data, arm, config, seed)
+    after, spent_after = reinforce(run, setup, before, problems, config.rl, name, seed)
+    arms = {
+        label: {
+            **evaluate(run, setup, params, label, tags, config, seed).figures, "training": spent
+        }
+        for label, params, spent in ((arm, before, spent_before), (name, after, spent_after))
+    }
+    return {"arms": arms, "pretraining": pretrained, "seed": seed}
+
+
+def main(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Run every seed, then report."""
+
+    def build(config: ml_collections.ConfigDict) -> Setup:
+        setup = set_up(config, (config.arm,))
+        check_rl(setup, config.rl)
+        return setup
+
+    setup, results = launch.prepare(PROGRAM, build, config, workdir)
+    if results is None:
+        with launch.refusals():
+            data = training_data(setup, config)
+            problems = rl_problems(setup, config.rl, config.seed)
+            run = Run(workdir, PROGRAM, config.to_dict())
+        with run:
+            seeds = [
+                run_seed(run, setup, data, problems, config, seed)
+                for seed in range(config.seed, config.seed + config.num_seeds)
+            ]
+            results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
+            reports.plot_run(run.path, setup.task.strategies, results)
+            run.finish(results)
+    print(reports.table(results))
+    print(f"plots: {workdir}/plots")
+
+
+if __name__ == "__main__":
+    launch.start(main)

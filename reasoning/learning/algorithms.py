@@ -1,0 +1,188 @@
+"""Policy-gradient methods by name: an `Algorithm` is a choice at each step of one update.
+
+    rewards -> penalties -> KL in the reward -> advantages -> surrogate -> aggregation -> loss
+
+`ALGORITHMS["grpo"]` and the others set these choices and nothing else; docs/algorithms.md maps
+each to its paper and equation.
+"""
+
+import dataclasses
+from typing import Literal
+
+from reasoning.learning.advantages import ADVANTAGES
+from reasoning.learning.losses import Aggregation, KLEstimator, Surrogate
+
+Positions = Literal["all", "fork", "fork_exact"]
+Penalty = Literal["none", "before", "after"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """How an RL step turns rewards into an update.
+
+    Attributes:
+      advantage: how rewards of a group become advantages (`reasoning.learning.advantages`).
+      advantage_k: k of `pass_at_k` and `pkpo`.
+      surrogate: how the loss depends on the probability ratio.
+      aggregation: how token losses become one loss (`token_weights`).
+      positions: which tokens train: "all"; "fork", the strategy tag alone (global forking policy
+        optimization, 2510.05132), as it was sampled; or "fork_exact", the tag alone with the
+        expectation over all tags in place of the sampled one, from stratified draws.
+      kl_coef: weight of the KL to the reference; 0 keeps no reference.
+      kl_estimator: k1, k2 or k3.
+      kl_in_reward: subtract it from the reward (k1 summed over the completion) rather than add it
+        to the loss. Leave-one-out advantages then centre it within the group (T1, 2501.11651).
+      ema_decay: the reference follows the policy, theta_ref <- b theta_ref + (1 - b) theta.
+      reset_every: the reference becomes the policy every so many steps (ProRL, 2505.24864).
+      entropy_coef: weight of the mean token entropy, which is maximised.
+      entropy_target: if set, the weight moves by `entropy_delta` a step towards this entropy, and
+        acts only while the entropy is at most that (Skywork-OR1, 2505.22312).
+      entropy_delta: that step.
+      entropy_shaping: alpha of the entropy-shaped advantage (2506.14758); 0 leaves it out.
+      top_entropy: train only this share of the tokens, those of highest entropy (2506.01939).
+      clip_cov, kl_cov: share of tokens whose covariance with the advantage is held back by
+        dropping them, or by a KL to the old policy (2505.22617); 0 leaves it out.
+      penalty: unexpected patterns (over-long, repetition, garbled) get reward -1 "before" the
+        baseline (T1's wording), or advantage -1 "after" it, with baselines over the others.
+      critic: PPO's value model and GAE in place of group baselines.
+      gae_lambda: lambda of GAE; gamma is 1.
+      value_clip: range of the clipped value loss.
+
+    Raises:
+      ValueError: an unknown name or an impossible combination.
+    """
+
+    advantage: str = "rloo"
+    advantage_k: int | None = None
+    surrogate: Surrogate = dataclasses.field(default_factory=Surrogate)
+    aggregation: Aggregation = "token_mean"
+    positions: Positions = "all"
+    kl_coef: float = 0.0
+    kl_estimator: KLEstimator = "k3"
+    kl_in_reward: bool = False
+    ema_decay: float | None = None
+    reset_every: int | None = None
+    entropy_coef: float = 0.0
+    entropy_target: float | None = None
+    entropy_delta: float = 0.005
+    entropy_shaping: float = 0.0
+    top_entropy: float = 1.0
+    clip_cov: float = 0.0
+    kl_cov: float = 0.0
+    penalty: Penalty = "none"
+    critic: bool = False
+    gae_lambda: float = 1.0
+    value_clip: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.advantage not in ADVANTAGES:
+            raise ValueError(
+                f"advantage={self.advantage!r}: must be one of {', '.join(ADVANTAGES)}."
+            )
+        if self.advantage in ("pass_at_k", "pkpo") and self.advantage_k is None:
+            raise ValueError(f"advantage={self.advantage!r}: needs advantage_k.")
+        for name, allowed in (
+            ("positions", ("all", "fork", "fork_exact")),
+            ("penalty", ("none", "before", "after")),
+            ("kl_estimator", ("k1", "k2", "k3")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}."
+                )
+        for name in ("kl_coef", "entropy_coef", "entropy_shaping", "clip_cov", "kl_cov"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or above.")
+        if not 0 < self.top_entropy <= 1:
+            raise ValueError(f"top_entropy={self.top_entropy}: must lie in (0, 1].")
+        if self.ema_decay is not None and not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: must lie in [0, 1].")
+        if self.ema_decay is not None and self.reset_every is not None:
+            raise ValueError("ema_decay, reset_every: a reference follows one of the two rules.")
+        if self.kl_in_reward and self.kl_estimator != "k1":
+            raise ValueError(f"kl_estimator={self.kl_estimator!r}: in the reward it must be k1.")
+        if self.positions != "all" and (self.critic or self.top_entropy < 1):
+            raise ValueError(
+                f"positions={self.positions!r}: critic and top_entropy need positions='all'."
+            )
+
+    @property
+    def on_fork(self) -> bool:
+        """Whether the strategy tag is the only token that trains."""
+        return self.positions != "all"
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "rloo": Algorithm(advantage="rloo", aggregation="sequence_mean_token_sum"),
+    "grpo": Algorithm(
+        advantage="grpo", aggregation="sequence_mean_token_mean", kl_coef=0.04, kl_estimator="k3"
+    ),
+    "dr_grpo": Algorithm(advantage="dr_grpo", aggregation="sequence_mean_token_sum_norm"),
+    "dapo": Algorithm(
+        advantage="grpo", surrogate=Surrogate(clip_high=0.28), aggregation="token_mean"
+    ),
+    "gspo": Algorithm(
+        advantage="grpo",
+        surrogate=Surrogate(level="sequence", clip_low=3e-4, clip_high=4e-4),
+        aggregation="sequence_mean_token_mean",
+    ),
+    "gmpo": Algorithm(
+        advantage="grpo",
+        surrogate=Surrogate(kind="gmpo", clip_low=0.4, clip_high=0.4),
+        aggregation="sequence_mean_token_mean",
+    ),
+    "cispo": Algorithm(
+        advantage="grpo",
+        surrogate=Surrogate(kind="cispo", clip_low=1.0, clip_high=0.28),
+        aggregation="token_mean",
+    ),
+    "sapo": Algorithm(
+        advantage="grpo",
+        surrogate=Surrogate(kind="sapo"),
+        aggregation="sequence_mean_token_mean",
+    ),
+    "reinforce_pp": Algorithm(
+        advantage="reinforce_pp", kl_coef=0.01, kl_estimator="k1", kl_in_reward=True
+    ),
+    "reinforce_pp_baseline": Algorithm(
+        advantage="reinforce_pp_baseline", kl_coef=0.01, kl_estimator="k2"
+    ),
+    "ppo": Algorithm(critic=True, kl_coef=0.01, kl_estimator="k1", kl_in_reward=True),
+    "t1": Algorithm(
+        advantage="rloo",
+        aggregation="sequence_mean_token_mean",
+        kl_coef=2e-4,
+        kl_estimator="k1",
+        kl_in_reward=True,
+        ema_decay=0.992,
+        entropy_coef=1e-3,
+        penalty="before",
+    ),
+    # Global forking policy optimization; not group *filtered* policy optimization (2508.09726).
+    "gfpo": Algorithm(advantage="grpo", positions="fork"),
+    "gfpo_exact": Algorithm(positions="fork_exact"),
+}
+
+
+def make_algorithm(preset: str, **overrides: object) -> Algorithm:
+    """The algorithm of a preset with some of its fields replaced.
+
+    A field of the surrogate may be given by its own name (`clip_high=0.28`).
+
+    Raises:
+      ValueError: unknown preset or field, or an impossible combination.
+    """
+    if preset not in ALGORITHMS:
+        raise ValueError(f"algorithm={preset!r}: must be one of {', '.join(ALGORITHMS)}.")
+    algorithm = ALGORITHMS[preset]
+    inner = {field.name for field in dataclasses.fields(Surrogate)}
+    known = {field.name for field in dataclasses.fields(Algorithm)} - {"surrogate"}
+    for name in overrides:
+        if name not in known | inner:
+            fields = ", ".join(sorted(known | inner))
+            raise ValueError(f"{name}: no such field of an algorithm; it has {fields}.")
+    surrogate = dataclasses.replace(
+        algorithm.surrogate, **{name: overrides[name] for name in inner & overrides.keys()}
+    )
+    outer = {name: overrides[name] for name in known & overrides.keys()}
+    return dataclasses.replace(algorithm, surrogate=surrogate, **outer)

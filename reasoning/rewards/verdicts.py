@@ -1,0 +1,118 @@
+"""What a reward is: the one contract that every reward function keeps.
+
+    verdicts = reward(prompts, completions, metadata)
+
+    prompts       `[B, T]` int32 ids, padded on the left
+    completions   `Completions` of B rows
+    metadata      what is known about the B problems: a pytree of arrays `[B, ...]` for rewards on
+                  the device (`reasoning.rewards.device`), a list of B objects for rewards on the
+                  host (`reasoning.rewards.host`)
+    verdicts      `Verdicts` of B rows
+
+Each row is judged by itself. B is prompts x samples, so problems are repeated for their samples.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The reasons of every task's `verify`, and those of a completion as a whole.
+REASONS = (
+    "correct",
+    "wrong_value",  # valid in every step, but not what was asked for
+    "wrong_equation",
+    "wrong_numbers",  # uses a number that is not there (any more)
+    "no_answer",
+    "malformed",
+    "over_long",  # stopped by the length limit, before <eos>
+    "repetition",
+    "garbled",
+    "scored",  # by a function that gives a number and no reason
+    "skipped",  # by a function that has nothing to say about this row; the reward is 0
+)
+
+
+@flax.struct.dataclass
+class Completions:
+    """What the policy wrote after each of B prompts.
+
+    Attributes:
+      tokens: `[B, N]` int32: the strategy tag, the text, <eos>, then padding. Ids from
+        `tokenizer.vocab_size` on are strategy tags.
+      mask: `[B, N]` bool: the completion's tokens, <eos> included; at least one in each row.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+
+
+@flax.struct.dataclass
+class Verdicts:
+    """The judgement of B completions.
+
+    Attributes:
+      reward: `[B]` float32, finite.
+      reason: `[B]` int32, index into REASONS.
+    """
+
+    reward: jax.Array
+    reason: jax.Array
+
+
+RewardFn = Callable[[jax.Array, Completions, Any], Verdicts]
+
+
+def reason_id(reason: str) -> int:
+    """The index of a reason in REASONS.
+
+    Raises:
+      ValueError: there is no such reason.
+    """
+    if reason not in REASONS:
+        raise ValueError(f"reason={reason!r}: must be one of {', '.join(REASONS)}.")
+    return REASONS.index(reason)
+
+
+def ended(completions: Completions, eos_id: int) -> jax.Array:
+    """Whether the last token of each completion is <eos>: `[B]` bool."""
+    last = completions.mask.shape[1] - 1 - jnp.argmax(completions.mask[:, ::-1], axis=1)
+    token = jnp.take_along_axis(completions.tokens, last[:, None], axis=1)[:, 0]
+    return (token == eos_id) & completions.mask.any(axis=1)
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """A text as an error message quotes it: its representation, cut in the middle."""
+    half = limit // 2
+    return repr(text) if len(text) <= limit else repr(f"{text[:half]} ... {text[-half:]}")
+
+
+def check_verdicts(verdicts: Verdicts, completions: Sequence[str] | None, name: str) -> None:
+    """Refuse verdicts that do not keep the contract; for concrete arrays, not under jit.
+
+    Args:
+      verdicts: of one batch.
+      completions: the B texts that were judged, for the error message; None if not at hand.
+      name: of the reward function.
+
+    Raises:
+      ValueError: a wrong shape or dtype, a reward that is not finite, an unknown reason.
+    """
+    reward, reason = np.asarray(verdicts.reward), np.asarray(verdicts.reason)
+    count = reward.size if completions is None else len(completions)
+    for field, array, dtype in (("reward", reward, np.float32), ("reason", reason, np.int32)):
+        if array.shape != (count,) or array.dtype != dtype:
+            raise ValueError(
+                f"{name}: {field} is {array.dtype}{list(array.shape)}; return "
+                f"{np.dtype(dtype)}[{count}], one entry per completion."
+            )
+    wrong = ~np.isfinite(reward) | (reason < 0) | (reason >= len(REASONS))
+    for i in np.flatnonzero(wrong):
+        text = "" if completions is None else f" ({shortened(completions[i])})"
+        raise ValueError(
+            f"{name}: completion {i}{text} has reward {reward[i]} and reason {reason[i]}; rewards "
+            f"must be finite and reasons lie in 0..{len(REASONS) - 1}."
+        )
