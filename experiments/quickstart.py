@@ -8,8 +8,13 @@
    strategy tag under which a trace is trained (`reasoning.learning.assignment`):
    one tag for all (mixed), a random tag (random), its place in the list (fixed), or the tag under
    which the policy finds it most likely (matched: set-supervised fine-tuning, arXiv 2510.05132).
-3. On held-out problems: does a tag select a strategy (mutual information), and do the S tags
-   together solve more than S samples of one blurred policy (pass@S)?
+3. Reinforcement learning with the verifier's reward, the same number of rollouts for each:
+   from the matched policy, global forking policy optimization (matched_gfpo) trains nothing but the
+   choice of the tag; from the mixed policy, GRPO (mixed_grpo) trains every token. The preset
+   `full` adds T1's recipe (mixed_t1).
+4. On held-out problems: does a tag select a strategy (mutual information), do the S tags together
+   solve more than S samples of one blurred policy (pass@S), and does the policy choose its tag
+   well (pass@1 of its own tag)?
 """
 
 import time
@@ -18,6 +23,7 @@ from typing import Any
 import ml_collections
 
 from experiments import launch
+from experiments.rl import Problems, check_rl, reinforce, rl_problems
 from experiments.sft import Data, Setup, evaluate, fine_tune, pretrain, set_up, training_data
 from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import difference_estimate
@@ -26,40 +32,83 @@ from reasoning.runtime.runs import Run
 
 PROGRAM = "experiments.quickstart"
 
-# Coverage of the S tags of the first arm less S samples of the second.
-COMPARED = (("matched", "mixed"), ("matched", "random"), ("matched", "fixed"))
+# Reinforced arm -> the arm it starts from, and the configuration's section of its settings.
+REINFORCED = {
+    "mixed_grpo": ("mixed", "grpo"),
+    "matched_gfpo": ("matched", "gfpo"),
+    "mixed_t1": ("mixed", "t1"),
+}
+# Paired differences on the held-out problems: figure, first arm, second arm.
+COMPARED = (
+    ("pass@S", "matched", "mixed"),
+    ("pass@S", "matched", "random"),
+    ("pass@S", "matched", "fixed"),
+    ("pass@S", "matched_gfpo", "matched"),
+    ("pass@1_own_tag", "matched_gfpo", "matched"),
+    ("pass@1_own_tag", "matched_gfpo", "mixed_grpo"),
+    ("pass@1_own_tag", "mixed_grpo", "mixed"),
+    ("pass@1_own_tag", "mixed_t1", "mixed"),
+)
+
+
+def reinforced_arms(config: ml_collections.ConfigDict) -> list[str]:
+    """The reinforced arms that the configuration asks for: those of at least one step."""
+    return [arm for arm, (_, section) in REINFORCED.items() if config[section].steps]
 
 
 def run_seed(
-    run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
+    run: Run,
+    setup: Setup,
+    data: Data,
+    problems: Problems,
+    config: ml_collections.ConfigDict,
+    seed: int,
 ) -> dict[str, Any]:
-    """Pre-train once, fine-tune and evaluate every arm; returns one seed's results."""
+    """Pre-train once, then train and evaluate every arm; returns one seed's results."""
     base, pretrained = pretrain(run, setup, data, config, seed)
-    arms, coverage = {}, {}
+    policies, spent = {}, {}
     for arm in ARMS:
-        params, spent = fine_tune(run, setup, base, data, arm, config, seed)
+        policies[arm], spent[arm] = fine_tune(run, setup, base, data, arm, config, seed)
+    for arm in reinforced_arms(config):
+        start, section = REINFORCED[arm]
+        policies[arm], spent[arm] = reinforce(
+            run, setup, policies[start], problems, config[section], arm, seed
+        )
+    summaries = {}
+    for arm, params in policies.items():
         started = time.monotonic()
-        summary = evaluate(run, setup, params, arm, setup.trained_tags(arm), config, seed)
-        spent["evaluation_seconds"] = time.monotonic() - started
-        arms[arm] = {**summary.figures, "training": spent}
-        coverage[arm] = summary.coverage
+        tags = setup.trained_tags(REINFORCED.get(arm, (arm,))[0])
+        summaries[arm] = evaluate(run, setup, params, arm, tags, config, seed)
+        spent[arm]["evaluation_seconds"] = time.monotonic() - started
     comparisons = {
-        f"pass@S of {a} less {b}": difference_estimate(coverage[a], coverage[b]).as_dict()
-        for a, b in COMPARED
+        f"{figure} of {a} less {b}": difference_estimate(
+            summaries[a].per_problem[figure], summaries[b].per_problem[figure]
+        ).as_dict()
+        for figure, a, b in COMPARED
+        if a in summaries and b in summaries
     }
+    arms = {arm: {**summaries[arm].figures, "training": spent[arm]} for arm in policies}
     return {"arms": arms, "comparisons": comparisons, "pretraining": pretrained, "seed": seed}
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Run every seed, then report."""
-    setup, results = launch.prepare(PROGRAM, lambda config: set_up(config, ARMS), config, workdir)
+
+    def build(config: ml_collections.ConfigDict) -> Setup:
+        setup = set_up(config, ARMS)
+        for arm in reinforced_arms(config):
+            check_rl(setup, config, REINFORCED[arm][1])
+        return setup
+
+    setup, results = launch.prepare(PROGRAM, build, config, workdir)
     if results is None:
         with launch.refusals():
             data = training_data(setup, config)
+            problems = rl_problems(setup, config.grpo, config.seed)
             run = Run(workdir, PROGRAM, config.to_dict())
         with run:
             seeds = [
-                run_seed(run, setup, data, config, seed)
+                run_seed(run, setup, data, problems, config, seed)
                 for seed in range(config.seed, config.seed + config.num_seeds)
             ]
             results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)

@@ -285,16 +285,17 @@ def reinforce(
     return state.params, spent
 
 
-def check_rl(setup: Setup, settings: ml_collections.ConfigDict) -> None:
-    """Refuse what cannot run (ValueError)."""
+def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> None:
+    """Refuse settings of a section of the configuration that cannot run (ValueError)."""
+    settings = config[section]
     rl_config(setup, settings)
     optimizer_config(settings)
     for name in ("steps", "problems", "validate_every", "validation_samples", "max_skipped"):
         if settings[name] < 1:
-            raise ValueError(f"rl.{name}={settings[name]}: must be at least 1.")
+            raise ValueError(f"{section}.{name}={settings[name]}: must be at least 1.")
     if settings.rounds > 1 and not settings.one_program:
         raise ValueError(
-            f"rl.rounds={settings.rounds}: dynamic sampling needs rl.one_program=True."
+            f"{section}.rounds={settings.rounds}: dynamic sampling needs {section}.one_program."
         )
 
 
@@ -326,7 +327,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     def build(config: ml_collections.ConfigDict) -> Setup:
         setup = set_up(config, (config.arm,))
-        check_rl(setup, config.rl)
+        check_rl(setup, config, "rl")
         return setup
 
     setup, results = launch.prepare(PROGRAM, build, config, workdir)

@@ -117,6 +117,15 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.rl.one_program = True  # False: sampling, reward and update in turn, each timed
     config.rl.workers = 0  # processes for a reward on the host
 
+    # The quickstart's reinforced arms; 0 steps leave one out.
+    for name in ("grpo", "gfpo", "t1"):
+        config[name] = config.rl.copy_and_resolve_references()
+        config[name].algorithm = name
+    config.t1.samples = 64
+    config.t1.prompts = 32
+    config.t1.temperature = 1.2
+    config.t1.steps = 100 if preset == "full" else 0
+
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.problems = 400
     config.evaluation.validation_problems = 100

@@ -10,8 +10,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = countdown.get_config()
     for phase in (config.pretrain, config.finetune):
         phase.steps, phase.problems, phase.rows, phase.buckets = 6, 100, 16, 1
-    config.rl.steps, config.rl.prompts, config.rl.samples, config.rl.problems = 2, 4, 4, 50
-    config.rl.validate_every = 1
+    for rl in (config.rl, config.grpo, config.gfpo, config.t1):
+        rl.steps, rl.prompts, rl.samples, rl.problems, rl.validate_every = 2, 4, 4, 50, 1
     config.evaluation.problems = 12
     config.evaluation.validation_problems = 8
     config.evaluation.samples_per_tag = 2

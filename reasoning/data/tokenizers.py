@@ -69,7 +69,7 @@ class Tokenizer:
         return processor
 
     @functools.cached_property
-    def _bytes(self) -> tuple[bytes, ...]:
+    def piece_bytes(self) -> tuple[bytes, ...]:
         """What each id stands for in UTF-8: nothing for pad, bos and eos."""
         return tuple(_piece_bytes(self._processor, i) for i in range(self._processor.vocab_size()))
 
@@ -81,7 +81,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids; all are in [0, vocab_size)."""
-        return len(self._bytes)
+        return len(self.piece_bytes)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -121,7 +121,7 @@ class Tokenizer:
                     f"ids has {i}, outside [0, {size}): take strategy ids and other "
                     "additions to the vocabulary out before decoding."
                 )
-        text = b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
+        text = b"".join(self.piece_bytes[i] for i in ids).decode("utf-8", errors="replace")
         return text.removeprefix(" ")
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -49,7 +49,7 @@ class Judged:
     Attributes:
       tags: int, the tag the completion opened with; -1 for none.
       correct: bool, the verifier's judgement.
-      reasons: str, the verdict's reason; `cut_off` where the completion did not end.
+      reasons: str, the verdict's reason; `over_long` where the completion did not end.
       strategies: int, index into `task.strategies` of the strategy followed, or the number of
         strategies where none was recognised.
       validity: float, share of valid steps in the trace.
@@ -161,7 +161,7 @@ def judge(
         strategy = task.recognise(problems[p], steps)
         judged.tags[p, r] = tag
         judged.correct[p, r] = verdict.correct and ended
-        judged.reasons[p, r] = verdict.reason if ended else "cut_off"
+        judged.reasons[p, r] = verdict.reason if ended else "over_long"
         judged.strategies[p, r] = (
             len(task.strategies) if strategy is None else task.strategies.index(strategy)
         )
@@ -191,11 +191,11 @@ class Summary:
 
     Attributes:
       figures: results.json's entries by name.
-      coverage: `[P]` pass@S of every problem, for paired comparisons.
+      per_problem: `[P]` each of pass@1, pass@1_own_tag and pass@S, for paired comparisons.
     """
 
     figures: dict[str, Any]
-    coverage: np.ndarray
+    per_problem: dict[str, np.ndarray]
 
 
 def summarise(
@@ -229,13 +229,15 @@ def summarise(
     best = int(validated.mean(axis=(0, 2)).argmax())
     ks = _curve_ks(num_strategies, judged.tags.shape[1])
     curve = pass_curve(correct, ks)
-    covered = curve[:, ks.index(num_strategies)]
     votes = cons_at_k(interleave(answers), interleave(correct), num_strategies)
+    per_problem = {
+        "pass@1": correct.mean(axis=(1, 2)),
+        "pass@1_own_tag": own.correct.mean(axis=1),
+        "pass@S": curve[:, ks.index(num_strategies)],
+    }
     figures = {
-        "pass@1": _mean(correct.mean(axis=(1, 2))),
+        **{name: _mean(values) for name, values in per_problem.items()},
         "pass@1_best_tag": {**_mean(correct[:, best].mean(axis=1)), "tag": int(tags[best])},
-        "pass@1_own_tag": _mean(own.correct.mean(axis=1)),
-        "pass@S": _mean(covered),
         "cons@S": _mean(votes),
         "greedy_coverage": _mean(greedy.correct.any(axis=1)),
         "trace_validity": _mean(judged.validity.mean(axis=1)),
@@ -252,7 +254,7 @@ def summarise(
             for i, tag in enumerate(tags)
         ],
     }
-    return Summary(figures, covered)
+    return Summary(figures, per_problem)
 
 
 def _mean(values: ArrayLike) -> dict[str, Any]:

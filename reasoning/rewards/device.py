@@ -93,11 +93,11 @@ def countdown_reward(task: Countdown, tokenizer: Tokenizer) -> RewardFn:
 
         value = jnp.where(op == plus, a + b, jnp.where(op == minus, a - b, a * b))
         exact = (op != over) & (value == c) & (c <= task.max_number)
-        reason = jnp.where(c[-1:] == problem["target"], reason_id("correct"),
-                           reason_id("wrong_value"))[0]
-        replayed = _replay(problem["numbers"], a, b, c, exact)
-        reason = jnp.where(replayed >= 0, replayed, reason)
-        return _unless_missing(count, formed, reason)
+        reached = c[-1] == problem["target"]
+        reason = jnp.where(reached, reason_id("correct"), reason_id("wrong_value"))
+        fault = _replay(problem["numbers"], a, b, c, exact)
+        reason = jnp.where(fault >= 0, fault, reason)
+        return _answer_reason(count, formed, reason)
 
     return _reward(judge, tokenizer)
 
@@ -132,12 +132,13 @@ def group_words_reward(task: GroupWords, tokenizer: Tokenizer) -> RewardFn:
         word = problem["word"]
         product, _ = jax.lax.scan(lambda a, b: (jnp.asarray(table)[a, b], None), word[0], word[1:])
         reason = jnp.where(answer == product, reason_id("correct"), reason_id("wrong_value"))
-        return _unless_missing(count, formed, reason)
+        return _answer_reason(count, formed, reason)
 
     return _reward(judge, tokenizer)
 
 
-def _unless_missing(count: jax.Array, formed: jax.Array, reason: jax.Array) -> jax.Array:
+def _answer_reason(count: jax.Array, formed: jax.Array, reason: jax.Array) -> jax.Array:
+    """The reason of an answer of `count` words, well formed or not."""
     reason = jnp.where(formed, reason, reason_id("malformed"))
     return jnp.where(count == 0, reason_id("no_answer"), reason)
 
@@ -163,7 +164,7 @@ def _answer_reader(tokenizer: Tokenizer) -> ReadAnswer:
     It takes tokens `[N]`, mask `[N]` and W, and returns the number of words after the last ANSWER
     (0 without one) and the first W of these words in bytes `[W, WORD]`, filled up with spaces.
     """
-    pieces = tokenizer._bytes  # `decode` says what bytes mean in text, not which an id has
+    pieces = tokenizer.piece_bytes  # `decode` says what bytes mean in text, not which an id has
     sizes = np.array([len(piece) for piece in pieces], np.int32)
     spelling = np.full((len(pieces), sizes.max()), SPACE, np.uint8)
     for i, piece in enumerate(pieces):

@@ -30,7 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 CONFIG, RESULTS = "config.json", "results.json"
-KEPT = ("attempts", ".lock")  # what a run that is started again leaves in place
+# What makes a directory no run yet, and stays in place when a run is started again.
+KEPT = ("attempts", ".lock", f".{CONFIG}.partial")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "sentencepiece", "numpy")
 
 
@@ -78,18 +79,22 @@ def finished_results(
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir={workdir}: is a file; choose a directory.")
-    # A directory of nothing but these is a run that was stopped before it had started again.
+    # A directory of nothing but these is a run that was stopped before it had started.
     if not workdir.exists() or all(path.name in KEPT for path in workdir.iterdir()):
         return None
     if not (workdir / CONFIG).is_file():
         raise ValueError(f"workdir={workdir}: holds files but no run; choose another directory.")
     about = _read(workdir / CONFIG)
-    if about.get("program") != program:
+    if "program" not in about or not isinstance(about.get("config"), dict):
         raise ValueError(
-            f"workdir={workdir}: holds a run of {about.get('program')}, not of {program}; choose "
+            f"workdir={workdir}: its {CONFIG} describes no run; choose another directory."
+        )
+    if about["program"] != program:
+        raise ValueError(
+            f"workdir={workdir}: holds a run of {about['program']}, not of {program}; choose "
             "another directory."
         )
-    difference = first_difference(about.get("config", {}), json.loads(json.dumps(config)))
+    difference = first_difference(about["config"], json.loads(json.dumps(config)))
     if difference:
         raise ValueError(
             f"workdir={workdir}: holds a run of another configuration ({difference}); "
@@ -122,12 +127,12 @@ class Run:
         self.path = Path(workdir)
         self._started = time.monotonic()
         about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
+        _check_unfinished(workdir, program, config)  # no lock file in a directory of something else
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path)
         try:
-            # Whoever held the lock before may have finished the run.
-            if finished_results(workdir, program, config) is not None:
-                raise ValueError(f"workdir={workdir}: this run has finished; choose another one.")
+            # Again: whoever held the lock before may have finished the run.
+            _check_unfinished(workdir, program, config)
             self._set_aside()
             # First: it makes the directory a run's.
             self._write(CONFIG, {"program": program, "config": config, **about})
@@ -177,7 +182,8 @@ class Run:
             number = 1 + sum(1 for _ in attempts.glob("*"))
             kept = attempts / str(number)
             kept.mkdir(parents=True)
-            for path in left:
+            # The configuration last: without it, what a kill leaves here would be nobody's run.
+            for path in sorted(left, key=lambda path: path.name == CONFIG):
                 path.rename(kept / path.name)
             print(f"{self.path}: was not finished; starting again, its files are in {kept}.")
 
@@ -186,6 +192,14 @@ class Run:
         partial = self.path / f".{name}.partial"
         partial.write_text(json.dumps(content, indent=2, default=_plain) + "\n")
         partial.replace(self.path / name)
+
+
+def _check_unfinished(
+    workdir: str | os.PathLike, program: str, config: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if the directory holds a finished run, or something else."""
+    if finished_results(workdir, program, config) is not None:
+        raise ValueError(f"workdir={workdir}: this run has finished; choose another one.")
 
 
 def _lock(path: Path) -> TextIO:

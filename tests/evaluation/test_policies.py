@@ -97,13 +97,13 @@ def test_every_completion_is_judged_on_its_own_problem():
     assert judged.correct.tolist() == [[True, False], [False, True]]
 
 
-def test_a_completion_that_is_cut_off_is_not_correct():
+def test_a_completion_that_is_over_long_is_not_correct():
     tokens, mask = rows((TAG + 1, RIGHT), (TAG, RIGHT))
     tokens[0, 0, mask[0, 0].sum() - 1] = TOKENIZER.encode("16")[0]  # where <eos> stood
     mask[0, 1, mask[0, 1].sum() - 1] = False
     judged = judge(POLICY, [PROBLEM], tokens, mask)
     assert judged.correct.tolist() == [[False, False]]
-    assert judged.reasons.tolist() == [["cut_off", "cut_off"]]
+    assert judged.reasons.tolist() == [["over_long", "over_long"]]
     assert judged.answers.tolist() == [[None, None]], "an answer that is not judged must not vote"
     assert judged.tags.tolist() == [[1, 0]]
     assert judged.lengths.tolist() == [[2 + len(RIGHT.split()), 1 + len(RIGHT.split())]]
@@ -127,7 +127,7 @@ def test_empty_completions_are_wrong():
     judged = judge(POLICY, [PROBLEM], tokens, mask)
     assert judged.tags.tolist() == [[3, -1, 3]]
     assert judged.correct.tolist() == [[False] * 3]
-    assert judged.reasons.tolist() == [["no_answer", "no_answer", "cut_off"]]
+    assert judged.reasons.tolist() == [["no_answer", "no_answer", "over_long"]]
     assert judged.strategies.tolist() == [[len(TASK.strategies)] * 3]
     assert judged.validity.tolist() == [[0.0] * 3]
     assert judged.lengths.tolist() == [[2, 1, 1]]
@@ -210,7 +210,7 @@ def test_summary_of_a_perfect_specialist():
     greedy = made([[0, 1, 2, 3]] * 4, [[4] * 4] * 4, [[0, 0, 0, 1]] * 2 + [[0] * 4] * 2)
     validation = made([tags], [tags], [tags == 3])
     summary = summarise(POLICY, judged, own, greedy, validation)
-    assert summary.coverage.tolist() == [1.0] * 4
+    assert summary.per_problem["pass@S"].tolist() == [1.0] * 4
     figures = summary.figures
     expected = {
         "pass@1": 1 / 4, "pass@1_best_tag": 1 / 4, "pass@1_own_tag": 3 / 4, "pass@S": 1.0,

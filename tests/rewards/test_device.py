@@ -73,7 +73,7 @@ class Forger:
         self.problems = [self.task.sample(seed, i) for i in range(200)]
         self.right = [self.traces(problem) for problem in self.problems]
         self.encode = functools.cache(self.tokenizer.encode)
-        pieces = self.tokenizer._bytes
+        pieces = self.tokenizer.piece_bytes
         self.byte_ids = [pieces.index(bytes([byte])) for byte in range(256)]
         self.oddities = [self.spelled(text) for text in ODDITIES]
         self.numbers = [*range(self.task.max_number + 1), 99, 100, 999, 1000, 9999, 10000]
@@ -137,7 +137,7 @@ class Forger:
         """The same text in bytes, often with other white space in front."""
         i = self.place(ids)
         if i < len(ids) and ids[i] < self.tokenizer.vocab_size:
-            text = self.tokenizer._bytes[ids[i]]
+            text = self.tokenizer.piece_bytes[ids[i]]
             space = self.rng.choice((b" ", b" ", b"\xc2\xa0", b"\xe3\x80\x80", b"\n", b""))
             ids[i : i + 1] = self.spelled(text.replace(b" ", space))
 
@@ -264,7 +264,7 @@ def test_host_and_device_agree_with_the_evaluations_judge(name):
     judged = judge(
         policy, problems[some], completions.tokens[some, None], completions.mask[some, None]
     )
-    wanted = ["over_long" if r == "cut_off" else r for r in judged.reasons[:, 0]]
+    wanted = judged.reasons[:, 0].tolist()
 
     host = HostReward(task_reward(forger.task), forger.tokenizer)
     prompts = np.zeros((CHUNK, 0), np.int32)
@@ -313,7 +313,7 @@ def test_countdown_cases():
 
 def test_pieces_of_words_and_odd_spaces_are_read_as_text():
     right = WORDS.encode("answer 3 * 2 = 6 , 10 + 6 = 16")
-    byte = [WORDS._bytes.index(bytes([b])) for b in range(256)]
+    byte = [WORDS.piece_bytes.index(bytes([b])) for b in range(256)]
     sixteen = [*WORDS.encode("1"), byte[ord("6")]]
     assert one([*right[:-1], *sixteen]) == ("correct", 1.0)
     assert one([*right, byte[0xC2], byte[0xA0]]) == ("correct", 1.0)  # a no-break space

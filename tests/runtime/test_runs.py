@@ -1,5 +1,6 @@
 """The run directory: a finished run is left alone, an unfinished one set aside, others refused."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -114,16 +115,18 @@ def test_first_difference_goes_by_name():
 
 @pytest.mark.parametrize("name, content", [
     ("notes.txt", "mine"), ("config.json", "{"), ("config.json", '{"learning_rate": 1}'),
-    ("config.json", "[]"),
+    ("config.json", "[]"), ("config.json", '{"program": "experiments.sft", "config": 3}'),
+    ("config.json", '{"config": {}}'), ("config.json", b"\xff"),
 ])
 def test_a_directory_of_something_else_is_refused(tmp_path, name, content):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError) as error:
-        finished_results(tmp_path, PROGRAM, CONFIG)
-    assert str(tmp_path) in str(error.value) and "choose another" in str(error.value)
-    assert "\n" not in str(error.value)
-    assert snapshot(tmp_path) == before
+    for attempt in (finished_results, Run):
+        with pytest.raises(ValueError) as error:
+            attempt(tmp_path, PROGRAM, CONFIG)
+        assert str(tmp_path) in str(error.value) and "choose another" in str(error.value)
+        assert "\n" not in str(error.value)
+    assert snapshot(tmp_path) == before  # not even a lock file
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", ""])
@@ -153,27 +156,82 @@ def test_a_finished_run_cannot_be_opened(workdir):
 
 HOLD = """
 import sys
-from reasoning.runtime.runs import Run
-run = Run(sys.argv[1], "experiments.sft", {"seed": 0})
-print("open", flush=True)
-sys.stdin.read()
+from reasoning.runtime import runs
+runs.git_revision = lambda: None
+with runs.Run(sys.argv[1], "experiments.sft", {"seed": 0}):
+    print("open", flush=True)
+    sys.stdin.read()
+print("closed", flush=True)
 """
 
 
-def test_one_process_writes_a_run(workdir):
+@contextlib.contextmanager
+def another_process(workdir):
+    """A process that holds the run open until its stdin is closed, or it is killed."""
     command = [sys.executable, "-c", HOLD, str(workdir)]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "open\n"
-        before = snapshot(workdir)
-        with pytest.raises(ValueError, match="another process is writing this run"):
-            Run(workdir, PROGRAM, {"seed": 0})
-        assert snapshot(workdir) == before
+        yield holder
     finally:
         holder.kill()
         holder.communicate()
-    with Run(workdir, PROGRAM, {"seed": 0}):  # a killed process holds no lock
+
+
+def refused_as_being_written(workdir, config):
+    before = snapshot(workdir)
+    with pytest.raises(ValueError) as error:
+        Run(workdir, PROGRAM, config)
+    assert str(error.value) == (
+        f"workdir={workdir}: another process is writing this run; wait for it or choose another "
+        "directory."
+    )
+    assert snapshot(workdir) == before
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_one_process_writes_a_run(workdir, killed):
+    with another_process(workdir) as holder:
+        refused_as_being_written(workdir, {"seed": 0})
+        if killed:
+            holder.kill()
+        out, _ = holder.communicate()
+        assert (out, holder.returncode) == (("", -9) if killed else ("closed\n", 0))
+    with Run(workdir, PROGRAM, {"seed": 0}):  # neither a killed nor an ended one holds the lock
         assert (workdir / "attempts" / "1" / "config.json").is_file()
+        assert not (workdir / "attempts" / "1" / ".lock").exists()
+
+
+def test_one_process_opens_a_run_once(workdir):
+    with Run(workdir, PROGRAM, CONFIG) as run:
+        refused_as_being_written(workdir, CONFIG)
+        run.finish({"pass@1": 0.5})  # the one that was refused has not taken the lock away
+    assert finished_results(workdir, PROGRAM, CONFIG)["pass@1"] == 0.5
+
+
+@pytest.mark.parametrize("theirs, finished, message", [
+    (CONFIG, True, "this run has finished"),
+    ({**CONFIG, "seed": 1}, False, "another configuration (seed is 1 there and 0 here)"),
+])
+def test_a_run_that_came_just_before_the_lock_is_left_alone(
+    workdir, monkeypatch, theirs, finished, message
+):
+    lock, before = runs._lock, {}
+
+    def late(path):
+        monkeypatch.setattr(runs, "_lock", lock)
+        with Run(path, PROGRAM, theirs) as run:
+            if finished:
+                run.finish({"pass@1": 0.5})
+        before.update(snapshot(path))
+        return lock(path)
+
+    monkeypatch.setattr(runs, "_lock", late)
+    with pytest.raises(ValueError) as error:
+        Run(workdir, PROGRAM, CONFIG)
+    assert message in str(error.value)
+    assert snapshot(workdir) == before
+    lock(workdir).close()  # and the lock is free
 
 
 def test_a_file_is_refused(tmp_path):
@@ -216,6 +274,42 @@ def test_a_run_killed_between_setting_aside_and_starting_can_be_started_again(wo
 
 def killed(*_):
     raise KeyboardInterrupt
+
+
+def test_a_run_killed_while_it_is_described_can_be_started(workdir, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Run(workdir, PROGRAM, CONFIG)
+    assert {path.name for path in workdir.iterdir()} == {".lock", ".config.json.partial"}
+    assert finished_results(workdir, PROGRAM, CONFIG) is None
+    finished_run(workdir, {"pass@1": 0.5})
+    assert not (workdir / "attempts").exists()
+    assert not (workdir / ".config.json.partial").exists()
+
+
+@pytest.mark.parametrize("moved", range(4))
+@pytest.mark.parametrize("backwards", [True, False])  # no order of a listing may matter
+def test_a_run_killed_while_it_is_set_aside_can_be_started(
+    workdir, monkeypatch, moved, backwards
+):
+    unfinished_run(workdir, 1.0)
+    rename, listed, left = Path.rename, Path.iterdir, iter(range(moved))
+
+    def rename_some(path, target):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_some)
+        patch.setattr(Path, "iterdir", lambda path: iter(sorted(listed(path), reverse=backwards)))
+        with pytest.raises(KeyboardInterrupt):
+            Run(workdir, PROGRAM, CONFIG)
+    assert finished_results(workdir, PROGRAM, CONFIG) is None
+    finished_run(workdir, {"pass@1": 0.5})
+    kept = [path.name for path in (workdir / "attempts").glob("*/*")]
+    assert sorted(kept) == ["completions.jsonl", "config.json", "metrics.jsonl", "plots"]
 
 
 def test_results_are_written_whole_or_not_at_all(workdir, monkeypatch):
