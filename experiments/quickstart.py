@@ -56,24 +56,26 @@ def reinforced_arms(config: ml_collections.ConfigDict) -> list[str]:
     return [arm for arm, (_, section) in REINFORCED.items() if config[section].steps]
 
 
-def run_seed(
+def train_arms(
+    run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pre-train once and fine-tune every arm from it; returns the policies and what they took."""
+    base, pretrained = pretrain(run, setup, data, config, seed)
+    policies, spent = {}, {"base": pretrained}
+    for arm in ARMS:
+        policies[arm], spent[arm] = fine_tune(run, setup, base, data, arm, config, seed)
+    return policies, spent
+
+
+def evaluate_arms(
     run: Run,
     setup: Setup,
-    data: Data,
-    problems: Problems,
+    policies: dict[str, Any],
+    spent: dict[str, Any],
     config: ml_collections.ConfigDict,
     seed: int,
 ) -> dict[str, Any]:
-    """Pre-train once, then train and evaluate every arm; returns one seed's results."""
-    base, pretrained = pretrain(run, setup, data, config, seed)
-    policies, spent = {}, {}
-    for arm in ARMS:
-        policies[arm], spent[arm] = fine_tune(run, setup, base, data, arm, config, seed)
-    for arm in reinforced_arms(config):
-        start, section = REINFORCED[arm]
-        policies[arm], spent[arm] = reinforce(
-            run, setup, policies[start], problems, config[section], arm, seed
-        )
+    """One seed's results: every arm's figures, and the paired differences."""
     summaries = {}
     for arm, params in policies.items():
         started = time.monotonic()
@@ -88,7 +90,28 @@ def run_seed(
         if a in summaries and b in summaries
     }
     arms = {arm: {**summaries[arm].figures, "training": spent[arm]} for arm in policies}
-    return {"arms": arms, "comparisons": comparisons, "pretraining": pretrained, "seed": seed}
+    return {"arms": arms, "comparisons": comparisons, "pretraining": spent["base"], "seed": seed}
+
+
+def run_seeds(
+    run: Run, setup: Setup, data: Data, problems: Problems, config: ml_collections.ConfigDict
+) -> list[dict[str, Any]]:
+    """Fine-tune seed by seed, reinforce all seeds at once, evaluate; one seed's results each."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    policies, spent = zip(
+        *(train_arms(run, setup, data, config, seed) for seed in seeds), strict=True
+    )
+    for arm in reinforced_arms(config):
+        start, section = REINFORCED[arm]
+        reinforced, took = reinforce(
+            run, setup, [p[start] for p in policies], problems, config[section], arm, seeds
+        )
+        for i, params in enumerate(reinforced):
+            policies[i][arm], spent[i][arm] = params, dict(took)
+    return [
+        evaluate_arms(run, setup, policies[i], spent[i], config, seed)
+        for i, seed in enumerate(seeds)
+    ]
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -107,10 +130,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
             problems = rl_problems(setup, config.grpo, config.seed)
             run = Run(workdir, PROGRAM, config.to_dict())
         with run:
-            seeds = [
-                run_seed(run, setup, data, problems, config, seed)
-                for seed in range(config.seed, config.seed + config.num_seeds)
-            ]
+            seeds = run_seeds(run, setup, data, problems, config)
             results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
             reports.plot_run(run.path, setup.task.strategies, results)
             run.finish(results)

@@ -10,12 +10,13 @@ compiles into one program with sampler and update; others are judged on the host
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import flax.serialization
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -62,7 +63,9 @@ class Problems:
     prompts: ro.PromptBatch
 
 
-def rl_config(setup: Setup, settings: ml_collections.ConfigDict) -> RLConfig:
+def rl_config(
+    setup: Setup, settings: ml_collections.ConfigDict, num_seeds: int = 1
+) -> RLConfig:
     """What an RL step is compiled for, from `config.rl` or a section like it.
 
     Raises:
@@ -77,6 +80,7 @@ def rl_config(setup: Setup, settings: ml_collections.ConfigDict) -> RLConfig:
             num_samples=settings.samples,
             max_new_tokens=setup.model.max_length - setup.prompt_length,
             tags="stratified" if algorithm.positions == "fork_exact" else "own",
+            early_exit=num_seeds == 1,
             temperature=settings.temperature,
             top_p=settings.top_p,
             min_p=settings.min_p,
@@ -151,8 +155,21 @@ def filter_by_difficulty(
 def one_program(
     config: RLConfig, optimizer: optax.GradientTransformation, reward: RewardFn
 ) -> Advance:
-    """Several steps as one compiled program: `(state, prompts [n, P], keys [n])`."""
-    return jax.jit(scan_steps(make_rl_step(config, optimizer, reward)), donate_argnums=0)
+    """Several steps of all seeds as one compiled program, the seeds vmapped.
+
+    State, prompts `[seeds, n, P]` and keys `[seeds, n]` have a leading axis of seeds.
+    """
+    steps = scan_steps(make_rl_step(config, optimizer, reward))
+
+    def all_seeds(
+        state: PolicyState, prompts: ro.PromptBatch, keys: jax.Array
+    ) -> tuple[PolicyState, Metrics]:
+        if len(keys) > 1:
+            return jax.vmap(steps)(state, prompts, keys)
+        only = jax.tree.map(lambda x: x[0], (state, prompts, keys))
+        return jax.tree.map(lambda x: x[None], steps(*only))
+
+    return jax.jit(all_seeds, donate_argnums=0)
 
 
 def in_turn(
@@ -161,7 +178,10 @@ def in_turn(
     reward: RewardFn,
     problems: list[Any] | None,
 ) -> Advance:
-    """The same steps by three programs in turn, each timed; the reward may run on the host."""
+    """The same steps by three programs in turn, each timed; the reward may run on the host.
+
+    State, prompts and keys have a leading axis of one seed, as in `one_program`.
+    """
     sample = jax.jit(
         partial(
             ro.draw, config=config.model, rollout=config.rollout, eos_id=config.eos_id,
@@ -199,11 +219,13 @@ def in_turn(
     def steps(
         state: PolicyState, prompts: ro.PromptBatch, keys: jax.Array
     ) -> tuple[PolicyState, Metrics]:
-        made = []
-        for i in range(len(keys)):
-            state, metrics = step(state, jax.tree.map(lambda x, i=i: x[i], prompts), keys[i])
+        state, made = jax.tree.map(lambda x: x[0], state), []
+        for i in range(keys.shape[1]):
+            batch = jax.tree.map(lambda x, i=i: x[0, i], prompts)
+            state, metrics = step(state, batch, keys[0, i])
             made.append(metrics)
-        return state, {name: np.stack([m[name] for m in made]) for name in made[0]}
+        metrics = {name: np.stack([m[name] for m in made])[None] for name in made[0]}
+        return jax.tree.map(lambda x: x[None], state), metrics
 
     return steps
 
@@ -224,70 +246,108 @@ def validate(
     }
 
 
+def make_advance(
+    setup: Setup, data: Problems, settings: ml_collections.ConfigDict, config: RLConfig
+) -> Advance:
+    """The compiled steps that the settings ask for."""
+    optimizer = make_optimizer(optimizer_config(settings))
+    on_device = device_reward(setup.task, setup.tokenizer)
+    if on_device is None:
+        host = HostReward(task_reward(setup.task), setup.tokenizer, num_workers=settings.workers)
+        return in_turn(config, optimizer, host, data.problems)
+    if settings.one_program:
+        return one_program(config, optimizer, on_device)
+    return in_turn(config, optimizer, on_device, None)
+
+
 def reinforce(
     run: Run,
     setup: Setup,
-    params: Any,
+    policies: Sequence[Any],
     data: Problems,
     settings: ml_collections.ConfigDict,
     name: str,
-    seed: int,
-) -> tuple[Any, dict[str, float]]:
-    """Improve a policy by reinforcement learning.
+    seeds: Sequence[int],
+) -> tuple[list[Any], dict[str, float]]:
+    """Improve one policy per seed by reinforcement learning, all seeds at once.
 
     Returns:
-      the improved parameters, and what it took: `steps`, `tokens` (sampled) and `seconds`.
+      the improved parameters, and what it took a seed: `steps`, `tokens` (sampled), `seconds`.
 
     Raises:
       FloatingPointError: `max_skipped` steps in a row had no finite loss or gradient.
     """
-    config = rl_config(setup, settings)
+    config = rl_config(setup, settings, num_seeds=len(seeds))
     optimizer = make_optimizer(optimizer_config(settings))
-    state = init_policy_state(params, config, optimizer)
-    kept = filter_by_difficulty(setup, params, data, settings, seed)
-    plan = kept[schedule(len(kept), settings.steps, config.num_prompts * config.max_rounds, seed)]
-    keys = jax.random.split(launch.run_key(seed, "rollouts"), settings.steps)
-    on_device = device_reward(setup.task, setup.tokenizer)
-    if on_device is not None and settings.one_program:
-        advance = one_program(config, optimizer, on_device)
-    elif on_device is not None:
-        advance = in_turn(config, optimizer, jax.jit(on_device), None)
-    else:
-        host = HostReward(task_reward(setup.task), setup.tokenizer, num_workers=settings.workers)
-        advance = in_turn(config, optimizer, host, data.problems)
+    states = [init_policy_state(params, config, optimizer) for params in policies]
+    state = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    plans, keys = [], []
+    for params, seed in zip(policies, seeds, strict=True):
+        kept = filter_by_difficulty(setup, params, data, settings, seed)
+        per_step = config.num_prompts * config.max_rounds
+        plans.append(kept[schedule(len(kept), settings.steps, per_step, seed)])
+        keys.append(jax.random.split(launch.run_key(seed, "rollouts"), settings.steps))
+    plan, keys = np.stack(plans), jnp.stack(keys)  # [seeds, steps, P], [seeds, steps]
+    advance = make_advance(setup, data, settings, config)
+
+    def check_in(step: int) -> None:
+        for i, seed in enumerate(seeds):
+            params = jax.tree.map(lambda x, i=i: x[i], state.params)
+            figures = validate(run, setup, params, name, step, settings, seed)
+            run.log_metrics(name, step, {"seed": seed, **figures})
+
     progress = Progress(name, settings.steps)
     started, tokens = time.monotonic(), 0.0
     for start in range(0, settings.steps, settings.validate_every):
+        check_in(start)
         stop = min(start + settings.validate_every, settings.steps)
-        figures = validate(run, setup, state.params, name, start, settings, seed)
-        run.log_metrics(name, start, {"seed": seed, **figures})
-        prompts = jax.tree.map(lambda x: x[plan[start:stop]], data.prompts)  # noqa: B023
-        state, metrics = advance(state, prompts, keys[start:stop])
-        metrics = jax.device_get(metrics)
+        prompts = jax.tree.map(lambda x: x[plan[:, start:stop]], data.prompts)  # noqa: B023
+        state, metrics = advance(state, prompts, keys[:, start:stop])
+        metrics = jax.device_get(metrics)  # [seeds, n]
         for i in range(stop - start):
-            values = {key: value[i] for key, value in metrics.items()}
-            run.log_metrics(name, start + i + 1, {"seed": seed, **values})
-            tokens += float(values["num_tokens"])
-            progress.advance(float(values["num_tokens"]), reward=float(values["reward"]))
-        if int(state.skipped) >= settings.max_skipped:
-            (run.path / "last_good.msgpack").write_bytes(
-                flax.serialization.to_bytes(jax.device_get(state.params))
-            )
-            raise FloatingPointError(
-                f"{name}: {int(state.skipped)} steps in a row had no finite loss or gradient, up "
-                f"to step {stop}; the last good parameters are in last_good.msgpack. Lower "
-                "rl.learning_rate or look at metrics.jsonl."
-            )
+            for j, seed in enumerate(seeds):
+                values = {key: value[j, i] for key, value in metrics.items()}
+                run.log_metrics(name, start + i + 1, {"seed": seed, **values})
+            drawn = float(metrics["num_tokens"][:, i].sum())
+            tokens += drawn
+            progress.advance(drawn, reward=float(metrics["reward"][:, i].mean()))
+        stop_if_lost(run, state, name, stop, settings.max_skipped)
+    check_in(settings.steps)
     progress.close()
-    figures = validate(run, setup, state.params, name, settings.steps, settings, seed)
-    run.log_metrics(name, settings.steps, {"seed": seed, **figures})
-    spent = {"steps": settings.steps, "tokens": tokens, "seconds": time.monotonic() - started}
-    return state.params, spent
+    spent = {
+        "steps": settings.steps,
+        "tokens": tokens / len(seeds),
+        "seconds": (time.monotonic() - started) / len(seeds),
+    }
+    return [jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(len(seeds))], spent
+
+
+def stop_if_lost(run: Run, state: PolicyState, name: str, step: int, max_skipped: int) -> None:
+    """End a run whose updates have not been finite for a while; its last good state is kept.
+
+    Raises:
+      FloatingPointError: `max_skipped` steps in a row were skipped.
+    """
+    skipped = int(state.skipped.max())
+    if skipped < max_skipped:
+        return
+    kept = run.path / "last_good.msgpack"
+    kept.write_bytes(flax.serialization.to_bytes(jax.device_get(state.params)))
+    raise FloatingPointError(
+        f"{name}: {skipped} steps in a row had no finite loss or gradient, up to step {step}; the "
+        f"last good parameters are in {kept}. Lower the learning rate, or look at metrics.jsonl."
+    )
 
 
 def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> None:
     """Refuse settings of a section of the configuration that cannot run (ValueError)."""
     settings = config[section]
+    on_device = device_reward(setup.task, setup.tokenizer) is not None and settings.one_program
+    if config.seeds > 1 and not on_device:
+        raise ValueError(
+            f"seeds={config.seeds}: seeds train at once where the reward is compiled; choose "
+            f"seeds=1, or {section}.one_program=True with a task that has a reward on the device."
+        )
     rl_config(setup, settings)
     optimizer_config(settings)
     for name in ("steps", "problems", "validate_every", "validation_samples", "max_skipped"):
@@ -299,27 +359,27 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
         )
 
 
-def run_seed(
-    run: Run,
-    setup: Setup,
-    data: Data,
-    problems: Problems,
-    config: ml_collections.ConfigDict,
-    seed: int,
-) -> dict[str, Any]:
-    """Train as `experiments.sft`, then reinforce; returns one seed's results of both."""
+def run_seeds(
+    run: Run, setup: Setup, data: Data, problems: Problems, config: ml_collections.ConfigDict
+) -> list[dict[str, Any]]:
+    """Train every seed as `experiments.sft`, then reinforce all; returns each seed's results."""
     arm, name = config.arm, f"{config.arm}_{config.rl.algorithm}"
-    tags = setup.trained_tags(arm)
-    base, pretrained = pretrain(run, setup, data, config, seed)
-    before, spent_before = fine_tune(run, setup, base, data, arm, config, seed)
-    after, spent_after = reinforce(run, setup, before, problems, config.rl, name, seed)
-    arms = {
-        label: {
-            **evaluate(run, setup, params, label, tags, config, seed).figures, "training": spent
-        }
-        for label, params, spent in ((arm, before, spent_before), (name, after, spent_after))
-    }
-    return {"arms": arms, "pretraining": pretrained, "seed": seed}
+    tags, seeds = setup.trained_tags(arm), range(config.seed, config.seed + config.seeds)
+    before, results = [], []
+    for seed in seeds:
+        base, pretrained = pretrain(run, setup, data, config, seed)
+        params, spent = fine_tune(run, setup, base, data, arm, config, seed)
+        before.append(params)
+        results.append({"arms": {arm: {"training": spent}}, "pretraining": pretrained})
+    after, spent = reinforce(run, setup, before, problems, config.rl, name, seeds)
+    for seed, result, *policies in zip(seeds, results, before, after, strict=True):
+        result["arms"][name] = {"training": spent}
+        for label, params in zip((arm, name), policies, strict=True):
+            result["arms"][label] |= evaluate(
+                run, setup, params, label, tags, config, seed
+            ).figures
+        result["seed"] = seed
+    return results
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -337,10 +397,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
             problems = rl_problems(setup, config.rl, config.seed)
             run = Run(workdir, PROGRAM, config.to_dict())
         with run:
-            seeds = [
-                run_seed(run, setup, data, problems, config, seed)
-                for seed in range(config.seed, config.seed + config.num_seeds)
-            ]
+            seeds = run_seeds(run, setup, data, problems, config)
             results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
             reports.plot_run(run.path, setup.task.strategies, results)
             run.finish(results)

@@ -38,7 +38,7 @@ PROGRAM = "experiments.sft"
 Phase = Literal["pretrain", "finetune"]
 
 COUNTS = (
-    "num_seeds", "pretrain.problems", "pretrain.buckets", "finetune.steps", "finetune.problems",
+    "seeds", "pretrain.problems", "pretrain.buckets", "finetune.steps", "finetune.problems",
     "finetune.buckets", "loss.match_tokens", "evaluation.problems",
     "evaluation.validation_problems", "evaluation.samples_per_tag",
 )
@@ -317,7 +317,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
         with run:
             seeds = [
                 run_seed(run, setup, data, config, seed)
-                for seed in range(config.seed, config.seed + config.num_seeds)
+                for seed in range(config.seed, config.seed + config.seeds)
             ]
             results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
             reports.plot_run(run.path, setup.task.strategies, results)

@@ -11,7 +11,7 @@ batches are the same for any number of workers and a position is one integer.
 import dataclasses
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.struct
@@ -22,16 +22,21 @@ import numpy as np
 from reasoning.data.tasks.base import Task, stream
 from reasoning.data.tokenizers import Tokenizer
 
+MAX_MISSES = 1000  # so many problems in a row without a trace end the search for more
+
 
 @flax.struct.dataclass
 class TraceBatch:
     """N rows, each one trace of one problem; host arrays until a jitted function takes them.
 
+    `problem` numbers the problems of the *global* batch. All rows of a problem are in it, but a
+    host's share of the rows may hold only some of them, so matching must read the global batch.
+
     Attributes:
       tokens: `[N, T]` int32; the id at `fork` is a placeholder for the strategy tag.
       lengths: `[N]` int32 tokens in the row including <eos>; 0 for a row of padding.
       fork: `[N]` int32 position of the strategy tag.
-      problem: `[N]` int32 which problem of the batch the row belongs to, in 0..N-1.
+      problem: `[N]` int32 which problem of the global batch the row belongs to, from 0.
       slot: `[N]` int32 which of its problem's traces the row is, in 0..M-1.
       problem_seed: `[N]` uint32 a number of the problem's own, for draws per problem.
     """
@@ -67,6 +72,28 @@ def _example(tokenizer: Tokenizer, prompt: str, completions: Sequence[str]) -> E
     return Example(tuple(prompt_ids(tokenizer, prompt)), traces)
 
 
+def _solved_problems(
+    task: Task, seed: int, count: int, write: Callable[[Any], list[str]]
+) -> Iterator[tuple[Any, list[str]]]:
+    """The first `count` training problems for which `write` has completions, with these."""
+    if count < 1:
+        raise ValueError(f"count={count}: ask for at least one problem.")
+    found = misses = 0
+    for problem in stream(task, "train", seed):
+        completions = write(problem)
+        misses = 0 if completions else misses + 1
+        if misses == MAX_MISSES:
+            raise ValueError(
+                f"count={count}: {task.name} has no trace for any of {misses} problems in a row, "
+                f"after {found} that have one; make the task easier, as by more tries."
+            )
+        if completions:
+            yield problem, completions
+            found += 1
+            if found == count:
+                return
+
+
 def strategy_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -> list[Example]:
     """Training problems with the distinct traces of the strategies that solve them.
 
@@ -75,34 +102,54 @@ def strategy_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -
 
     Returns:
       `count` problems of the train split that at least one strategy solves.
+
+    Raises:
+      ValueError: `count` is below 1, or too few problems are solved.
     """
-    examples = []
-    problems = stream(task, "train", seed)
-    while len(examples) < count:
-        problem = next(problems)
+
+    def write(problem: Any) -> list[str]:
         traces = (task.trace(problem, strategy) for strategy in task.strategies)
-        completions = sorted({trace.completion for trace in traces if trace is not None})
-        random.Random(f"order/{seed}/{len(examples)}").shuffle(completions)
-        if completions:
-            examples.append(_example(tokenizer, task.prompt(problem), completions))
+        return sorted({trace.completion for trace in traces if trace is not None})
+
+    examples = []
+    for index, (problem, completions) in enumerate(_solved_problems(task, seed, count, write)):
+        random.Random(f"order/{seed}/{index}").shuffle(completions)
+        examples.append(_example(tokenizer, task.prompt(problem), completions))
     return examples
 
 
 def practice_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -> list[Example]:
-    """Training problems with one trace each that follows no strategy: the task's own moves."""
-    examples = []
-    problems = stream(task, "train", seed)
+    """Training problems with one trace each that follows no strategy: the task's own moves.
+
+    Raises:
+      ValueError: `count` is below 1, or practice solves too few problems.
+    """
     rng = random.Random(f"practice/{seed}")
-    while len(examples) < count:
-        problem = next(problems)
+
+    def write(problem: Any) -> list[str]:
         trace = task.practice(problem, rng)
-        if trace is not None:
-            examples.append(_example(tokenizer, task.prompt(problem), [trace.completion]))
-    return examples
+        return [] if trace is None else [trace.completion]
+
+    return [
+        _example(tokenizer, task.prompt(problem), completions)
+        for problem, completions in _solved_problems(task, seed, count, write)
+    ]
+
+
+def _check_examples(examples: Sequence[Example]) -> None:
+    if not examples:
+        raise ValueError("examples=[]: there is nothing to batch; give at least one.")
 
 
 def bucket_lengths(examples: Sequence[Example], count: int) -> list[int]:
-    """At most `count` bucket lengths that hold about equally many examples, multiples of 4."""
+    """At most `count` bucket lengths that hold about equally many examples, multiples of 4.
+
+    Raises:
+      ValueError: `count` is below 1, or there are no examples.
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: ask for at least one bucket.")
+    _check_examples(examples)
     longest = [example.longest for example in examples]
     shares = np.quantile(longest, np.arange(1, count + 1) / count)
     return sorted({4 * math.ceil(length / 4) for length in shares})
@@ -117,8 +164,12 @@ def plan_batches(
     holds their longest row; a batch is full when the next example's rows would not fit.
 
     Raises:
-      ValueError: an example fits no bucket, or has more traces than a batch has rows.
+      ValueError: no examples, `num_batches` below 0, or an example that fits no bucket or has
+        more traces than a batch has rows.
     """
+    _check_examples(examples)
+    if num_batches < 0:
+        raise ValueError(f"num_batches={num_batches}: must be 0 (none) or above.")
     buckets = sorted(buckets)
     longest = max(example.longest for example in examples)
     widest = max(len(example.traces) for example in examples)
@@ -181,11 +232,13 @@ def trace_batches(
     """An iterator over `num_batches` batches, resumable by `get_state` and `set_state`.
 
     Args:
-      rows: rows of the global batch; host `host` of `num_hosts` gets its equal share of them.
+      rows: N of the global batch; host `host` of `num_hosts` gets its equal share of them, cut
+        without regard to problems: a share may hold only some of a problem's traces. `problem`
+        numbers those of the global batch, which is what assignment must read.
       num_workers: processes that collate ahead; 0 collates in this process.
 
     Raises:
-      ValueError: the rows cannot be shared equally, or an example does not fit.
+      ValueError: the rows cannot be shared equally, or `plan_batches` refuses.
     """
     if rows % num_hosts:
         raise ValueError(f"rows={rows}: must be a multiple of num_hosts={num_hosts}.")

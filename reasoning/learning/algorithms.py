@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 from reasoning.learning.advantages import ADVANTAGES
-from reasoning.learning.losses import Aggregation, KLEstimator, Surrogate
+from reasoning.learning.losses import AGGREGATIONS, Aggregation, KLEstimator, Surrogate
 
 Positions = Literal["all", "fork", "fork_exact"]
 Penalty = Literal["none", "before", "after"]
@@ -85,6 +85,7 @@ class Algorithm:
             ("positions", ("all", "fork", "fork_exact")),
             ("penalty", ("none", "before", "after")),
             ("kl_estimator", ("k1", "k2", "k3")),
+            ("aggregation", AGGREGATIONS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -97,6 +98,10 @@ class Algorithm:
             raise ValueError(f"top_entropy={self.top_entropy}: must lie in (0, 1].")
         if self.ema_decay is not None and not 0 <= self.ema_decay <= 1:
             raise ValueError(f"ema_decay={self.ema_decay}: must lie in [0, 1].")
+        if not 0 <= self.gae_lambda <= 1:
+            raise ValueError(f"gae_lambda={self.gae_lambda}: must lie in [0, 1].")
+        if self.reset_every is not None and self.reset_every < 1:
+            raise ValueError(f"reset_every={self.reset_every}: must be at least 1.")
         if self.ema_decay is not None and self.reset_every is not None:
             raise ValueError("ema_decay, reset_every: a reference follows one of the two rules.")
         if self.kl_in_reward and self.kl_estimator != "k1":

@@ -252,16 +252,18 @@ def _whiten(values: jax.Array, mask: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(losses.masked_mean(centred**2, mask) + 1e-8) * mask
 
 
-def _group_advantages(
-    algorithm: Algorithm, rewards: jax.Array, rollouts: Rollouts
-) -> jax.Array:
-    """Advantages `[P, G]` of rewards `[P, G]`, with the algorithm's penalty."""
+def _group_advantages(algorithm: Algorithm, cost: jax.Array, rollouts: Rollouts) -> jax.Array:
+    """Advantages `[P, G]` of the rewards, with the algorithm's penalty, less a cost `[P, G]`.
+
+    The cost is the KL. It is taken from penalised rewards too: T1's is LOO(r' - beta KL).
+    """
+    rewards = rollouts.rewards
     lengths = rollouts.mask.sum(axis=2)
     everyone = jnp.ones(rewards.shape, bool)
 
     def method(rewards: jax.Array, valid: jax.Array) -> jax.Array:
         return advantages.advantages(
-            algorithm.advantage, rewards, valid, lengths=lengths, k=algorithm.advantage_k
+            algorithm.advantage, rewards - cost, valid, lengths=lengths, k=algorithm.advantage_k
         )
 
     penalise = {"before": advantages.penalise_before, "after": advantages.penalise_after}
@@ -287,7 +289,7 @@ def make_experience(
 
     log_probs, entropy = old_log_probs, jnp.zeros_like(old_log_probs)
     selects = algorithm.top_entropy < 1 or algorithm.clip_cov or algorithm.kl_cov
-    if selects or algorithm.entropy_shaping or algorithm.entropy_target is not None:
+    if selects or algorithm.entropy_shaping:
         log_probs, entropy = score(state.params, prompts, tokens, given, config)
     reference_log_probs = None
     kl = jnp.zeros_like(old_log_probs)
@@ -316,8 +318,7 @@ def make_experience(
             )
         advantage = _whiten(gains, mask)
     else:
-        rewards = rollouts.rewards - in_reward * kl.sum(axis=2)
-        advantage = _group_advantages(algorithm, rewards, rollouts)[:, :, None]
+        advantage = _group_advantages(algorithm, in_reward * kl.sum(axis=2), rollouts)[:, :, None]
         advantage = jnp.broadcast_to(advantage, mask.shape)
     if algorithm.positions == "fork_exact":
         of_tag = rollouts.tags[:, :, None] == jnp.arange(config.model.num_strategies)[None, None]

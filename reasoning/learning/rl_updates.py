@@ -53,7 +53,9 @@ def _token_objective(
         kl = losses.kl_estimate(log_probs, part.reference_log_probs, algorithm.kl_estimator)
         loss = loss + algorithm.kl_coef * kl
     if algorithm.kl_cov:
-        loss = loss + part.held * jnp.abs(log_probs - part.old_log_probs)
+        away = log_probs - old
+        # |away|, with the slope 0 at 0, where that of jnp.abs is 1.
+        loss = loss + part.held * away * jax.lax.stop_gradient(jnp.sign(away))
     total = jnp.sum(part.weights * (loss - entropy_coef * entropy))
     difference = jnp.abs(log_probs - part.old_log_probs) * part.mask
     metrics["entropy"] = losses.masked_mean(entropy, part.mask)
@@ -65,16 +67,14 @@ def _token_objective(
 def _fork_objective(
     params: Any, part: Experience, entropy_coef: jax.Array, reference: Any, config: RLConfig
 ) -> tuple[jax.Array, Metrics]:
-    """Minus the expected reward over the tags, sum_g pi(g|x) (q(x, g) - b), exact in pi.
+    """Minus the expected reward over the tags, sum_g pi(g|x) q(x, g), exact in pi.
 
-    q is the mean reward of a tag's samples; b = sum_g pi q is a constant, so that only relative
-    values count.
+    q is the mean reward of a tag's samples; opening with anything but a tag is worth 0. No baseline
+    is needed: over a whole distribution it has no gradient.
     """
     log_probs = tag_log_probs(params, part.prompts, config)
     probs = jnp.exp(log_probs)
-    held = jax.lax.stop_gradient(probs)
-    baseline = jnp.sum(held * part.tag_values, axis=1) / jnp.maximum(held.sum(axis=1), 1e-9)
-    gain = jnp.sum(probs * (part.tag_values - baseline[:, None]), axis=1)
+    gain = jnp.sum(probs * part.tag_values, axis=1)
     entropy = -jnp.sum(probs * log_probs, axis=1)
     kl = jnp.zeros_like(gain)
     if config.algorithm.kl_coef:
@@ -128,10 +128,15 @@ def update(
     """Improve the policy by judged rollouts: `num_epochs * num_minibatches` optimizer steps.
 
     An optimizer step whose loss or gradient is not finite is skipped and counted.
+
+    Raises:
+      ValueError: not `num_prompts` prompts.
     """
     algorithm = config.algorithm
+    _check_prompts(prompts, config.num_prompts)
     select_key, order_key = jax.random.split(key)
     experience, metrics = make_experience(state, prompts, rollouts, select_key, config)
+    entropy_coef = _bonus(state, experience, config)
 
     def one(state: PolicyState, index: jax.Array) -> tuple[PolicyState, Metrics]:
         batch = jax.tree.map(lambda x: x[index], experience)
@@ -144,11 +149,11 @@ def update(
         batch = batch.replace(weights=weights.reshape(rows.shape))
         if algorithm.positions == "fork_exact":
             objective = partial(
-                _fork_objective, entropy_coef=state.entropy_coef, reference=state.reference,
+                _fork_objective, entropy_coef=entropy_coef, reference=state.reference,
                 config=config,
             )
         else:
-            objective = partial(_token_objective, entropy_coef=state.entropy_coef, config=config)
+            objective = partial(_token_objective, entropy_coef=entropy_coef, config=config)
         grads, loss, made = _gradient(objective, state.params, batch, config.num_microbatches)
         norm = optax.tree.norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -178,6 +183,13 @@ def update(
     return state, {**metrics, "entropy_coef": state.entropy_coef}
 
 
+def _check_prompts(prompts: PromptBatch, needed: int) -> None:
+    """Refuse another number of prompts: an index beyond the last would silently repeat it."""
+    given = prompts.ids.shape[0]
+    if given != needed:
+        raise ValueError(f"prompts: {given} were given where an update reads {needed}.")
+
+
 def _minibatch_indices(key: jax.Array, config: RLConfig) -> jax.Array:
     """Which prompts form each minibatch, `[epochs * minibatches, P / minibatches]`."""
     if config.on_policy:
@@ -185,6 +197,21 @@ def _minibatch_indices(key: jax.Array, config: RLConfig) -> jax.Array:
     keys = jax.random.split(key, config.num_epochs)
     orders = jax.vmap(lambda k: jax.random.permutation(k, config.num_prompts))(keys)
     return orders.reshape(config.num_epochs * config.num_minibatches, -1)
+
+
+def _bonus(state: PolicyState, experience: Experience, config: RLConfig) -> jax.Array:
+    """The entropy bonus's weight in this update: 0 where the entropy is above its target."""
+    target = config.algorithm.entropy_target
+    if target is None:
+        return state.entropy_coef
+    prompts, mask = experience.prompts, experience.mask
+    if config.algorithm.positions == "fork_exact":
+        log_probs = tag_log_probs(state.params, prompts, config)
+        entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=1).mean()
+    else:
+        _, entropies = score(state.params, prompts, experience.tokens, experience.given, config)
+        entropy = losses.masked_mean(entropies, mask)
+    return jnp.where(entropy <= target, state.entropy_coef, 0.0)
 
 
 def _adapt(algorithm: Algorithm, coefficient: jax.Array, entropy: jax.Array) -> jax.Array:
@@ -226,12 +253,14 @@ def make_rl_step(
 ) -> Callable[[PolicyState, PromptBatch, jax.Array], tuple[PolicyState, Metrics]]:
     """The step `(state, prompts, key) -> (state, metrics)`, traceable if the reward is.
 
-    `prompts` holds `max_rounds * num_prompts` prompts; the key is consumed.
+    `prompts` holds `max_rounds * num_prompts` prompts (ValueError: it does not); the key is
+    consumed.
     """
 
     def rl_step(
         state: PolicyState, prompts: PromptBatch, key: jax.Array
     ) -> tuple[PolicyState, Metrics]:
+        _check_prompts(prompts, config.max_rounds * config.num_prompts)
         sample_key, update_key = jax.random.split(key)
         sample_round = partial(
             roll_out, state.params, config=config.model, rollout=config.rollout, reward=reward,

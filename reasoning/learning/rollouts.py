@@ -74,6 +74,7 @@ class RolloutConfig:
       num_samples: G.
       max_new_tokens: N, tag and <eos> included.
       tags: "own" (the policy draws them) or "stratified" (every tag equally often).
+      early_exit: end the sampler's loop when every row has ended (not under vmap).
       temperature, top_p, min_p: the distribution that is sampled from, and trained.
       repetition_weight: of minus the share of repeated n-grams (2502.03373).
       overlong_weight: of DAPO's soft punishment over the last `overlong_buffer` tokens.
@@ -87,6 +88,7 @@ class RolloutConfig:
     num_samples: int = 16
     max_new_tokens: int = 64
     tags: Literal["own", "stratified"] = "own"
+    early_exit: bool = True
     temperature: float = 1.0
     top_p: float | None = None
     min_p: float | None = None
@@ -102,12 +104,19 @@ class RolloutConfig:
             raise ValueError("temperature=0: greedy samples of a prompt are all alike; raise it.")
         if self.tags not in ("own", "stratified"):
             raise ValueError(f"tags={self.tags!r}: must be own or stratified.")
-        for name in (
-            "num_samples", "max_new_tokens", "overlong_buffer", "repetition_ngram",
-            "repetition_count",
-        ):
+        for name in ("num_samples", "max_new_tokens", "overlong_buffer", "repetition_ngram"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if self.repetition_count < 2:
+            raise ValueError(
+                f"repetition_count={self.repetition_count}: must be at least 2; every n-gram "
+                "occurs once."
+            )
+        if self.overlong_weight and self.overlong_buffer > self.max_new_tokens:
+            raise ValueError(
+                f"overlong_buffer={self.overlong_buffer}: must be at most "
+                f"max_new_tokens={self.max_new_tokens}."
+            )
 
     @property
     def filters(self) -> Filters:
@@ -155,6 +164,7 @@ def draw(
         max_new_tokens=rollout.max_new_tokens,
         eos_id=eos_id,
         pad_id=pad_id,
+        early_exit=rollout.early_exit,
     )
 
 
@@ -244,6 +254,7 @@ def rollout_metrics(rollouts: Rollouts, num_strategies: int) -> dict[str, jax.Ar
     """What a batch of rollouts looks like, under TRL's names where it has them."""
     lengths = rollouts.mask.sum(axis=2)
     ended = rollouts.ended
+    ddof = min(rollouts.rewards.shape[1] - 1, 1)  # a single sample has the std 0
     of_tag = (rollouts.tags[:, :, None] == jnp.arange(num_strategies)[None, None]).astype(
         jnp.float32
     )
@@ -255,7 +266,7 @@ def rollout_metrics(rollouts: Rollouts, num_strategies: int) -> dict[str, jax.Ar
         parts[f"rewards/{name}/std"] = part.std()
     return {
         "reward": rollouts.rewards.mean(),
-        "reward_std": rollouts.rewards.std(axis=1, ddof=1).mean(),
+        "reward_std": rollouts.rewards.std(axis=1, ddof=ddof).mean(),
         "frac_reward_zero_std": 1.0 - informative(rollouts).mean(),
         **parts,
         "completions/mean_length": lengths.mean(),

@@ -75,7 +75,7 @@ def check_lengths(config: ModelConfig, prompt_length: int, max_new_tokens: int) 
         )
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id", "pad_id"))
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id", "pad_id", "early_exit"))
 def sample(
     params: Any,
     prompts: jax.Array,
@@ -88,6 +88,7 @@ def sample(
     max_new_tokens: int,
     eos_id: int,
     pad_id: int,
+    early_exit: bool = True,
 ) -> Samples:
     """Complete every prompt G times.
 
@@ -97,6 +98,8 @@ def sample(
       keys: `[P, G]` typed keys, one per sequence (`sequence_keys`).
       filters: temperature, top-k, top-p, min-p (`Filters.check` them first).
       max_new_tokens: N, tag and <eos> included.
+      early_exit: stop when every row has stopped. Under vmap a loop whose end depends on the data
+        copies the whole cache at every step: leave it out there.
 
     Raises:
       ValueError: prompt and completion do not fit into the model's max_length.
@@ -139,7 +142,7 @@ def sample(
 
     def unfinished(carry: tuple) -> jax.Array:
         t, done = carry[0], carry[3]
-        return (t < max_new_tokens) & ~jnp.all(done)
+        return (t < max_new_tokens) & ~jnp.all(done) if early_exit else t < max_new_tokens
 
     start = (
         jnp.zeros((), jnp.int32),

@@ -164,6 +164,19 @@ def test_check_trace_is_exact_for_words_of_32_elements():
         assert all(task.check_trace(word, None, trace.steps) == 1.0 for trace in traces)
 
 
+@pytest.mark.parametrize("group", ["S3", "A5"])
+def test_no_more_steps_count_than_a_word_has_products(group):
+    task = GroupWords(group)
+    table = multiplication_table(group)
+    steps = [f"{a} {b} = {table[a][b]}" for a, b in itertools.product(range(len(table)), repeat=2)]
+    steps = (steps * 5000)[:5000]
+    for word in (task.sample(0, 0), (0,) * 8, (1, 0) * 4):
+        assert 0 < task.check_trace(word, None, " ".join(steps)) <= 7 / 5000
+        repeated = f"{word[0]} {word[1]} = {table[word[0]][word[1]]} " * 5000
+        assert 0 < task.check_trace(word, None, repeated) <= 7 / 5000
+    assert task.check_trace((0,) * 8, None, "0 0 = 0 " * 5000) == 7 / 5000
+
+
 @pytest.mark.parametrize(
     ("steps", "strategy"),
     [

@@ -21,7 +21,8 @@ from reasoning.data.pipelines import (
     trace_batches,
 )
 from reasoning.data.tasks import make_task
-from reasoning.data.tasks.base import parse_completion, split_of
+from reasoning.data.tasks.base import parse_completion, split_of, stream
+from reasoning.data.tasks.group_words import GroupWords
 from reasoning.data.tokenizers import train_tokenizer
 
 ROWS, PAD = 6, 0
@@ -67,6 +68,7 @@ def batches():
 
 def test_collate_by_hand():
     examples = [Example((1, 5), ((7, 2), (8, 9, 2))), Example((1,), ((6, 2),))]
+    assert [example.longest for example in examples] == [6, 4]
     batch = collate(examples, 8, [1, 0], 4, pad_id=0)
     np.testing.assert_array_equal(
         batch.tokens,
@@ -223,12 +225,28 @@ def test_hosts_share_the_global_batch(batches, num_hosts):
         (dict(buckets=[4, 8]), r"buckets=\[4, 8\]: the longest row has \d+ tokens; add a bucket\."),
         (dict(rows=2), r"rows=2: one problem alone has 3 traces; raise it\."),
         (dict(num_hosts=4), r"rows=6: must be a multiple of num_hosts=4\."),
+        (dict(num_batches=-1), r"num_batches=-1: must be 0 \(none\) or above\."),
     ],
     ids=str,
 )
 def test_what_cannot_be_batched_is_refused_in_one_sentence(changes, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         batches_of(**changes)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_buckets_are_refused(count):
+    with pytest.raises(ValueError, match=f"^count={count}: ask for at least one bucket\\.$"):
+        bucket_lengths(EXAMPLES, count)
+
+
+def test_no_examples_are_refused():
+    for batch in (
+        lambda: bucket_lengths([], 2),
+        lambda: plan_batches([], rows=ROWS, buckets=BUCKETS, num_batches=1, seed=0),
+    ):
+        with pytest.raises(ValueError, match=r"^examples=\[\]: .*; give at least one\.$"):
+            batch()
 
 
 # Examples of a task
@@ -251,15 +269,9 @@ def tokenizer(task):
 
 def train_problems(task, seed, examples, tokenizer):
     """The problem of each example, found by its prompt in the task's own stream."""
-    prompts, found = {}, 0
-    wanted = {example.prompt for example in examples}
-    for index in itertools.count():
-        problem = task.sample(seed, index)
-        ids = tuple(prompt_ids(tokenizer, task.prompt(problem)))
-        if ids in wanted and ids not in prompts:
-            prompts[ids], found = problem, found + 1
-        if found == len(wanted):
-            return [prompts[example.prompt] for example in examples]
+    problems = [task.sample(seed, index) for index in range(200)]
+    found = {tuple(prompt_ids(tokenizer, task.prompt(problem))): problem for problem in problems}
+    return [found[example.prompt] for example in examples]
 
 
 def test_examples_are_the_distinct_traces_of_train_problems(task, tokenizer):
@@ -298,7 +310,6 @@ def test_examples_hold_ids_alone_and_follow_the_seed(task, tokenizer):
         assert set(vars(example)) == {"prompt", "traces"}
         ids = [*example.prompt, *itertools.chain.from_iterable(example.traces)]
         assert all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids)
-        assert example.longest == max(len(example.prompt) + 1 + len(t) for t in example.traces)
     assert strategy_examples(task, tokenizer, seed=5, count=12)[:10] == examples
     assert strategy_examples(task, tokenizer, seed=6, count=10) != examples
 
@@ -313,3 +324,51 @@ def test_practice_is_one_correct_trace_each(task, tokenizer):
         answer = parse_completion(tokenizer.decode(trace[:-1]))[1]
         assert trace[-1] == tokenizer.eos_id and task.verify(problem, answer).correct
     assert practice_examples(task, tokenizer, seed=5, count=10) == examples
+
+
+class Silent(GroupWords):
+    """Writes traces for one problem in `every` that it is asked for."""
+
+    def __init__(self, every):
+        super().__init__("S5")  # so many words that none comes twice
+        self.every, self.asked = every, set()
+
+    def _speaks(self, problem):
+        self.asked.add(problem)
+        return len(self.asked) % self.every == 0
+
+    def trace(self, problem, strategy):
+        return super().trace(problem, strategy) if self._speaks(problem) else None
+
+    def practice(self, problem, rng):
+        return super().practice(problem, rng) if self._speaks(problem) else None
+
+
+@pytest.fixture(scope="module")
+def s5_tokenizer():
+    task = GroupWords("S5")
+    return train_tokenizer(
+        (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
+    )
+
+
+@pytest.mark.parametrize("make", [strategy_examples, practice_examples])
+def test_a_thousand_problems_without_a_trace_end_the_search(make, s5_tokenizer):
+    task = Silent(every=1000)
+    examples = make(task, s5_tokenizer, seed=0, count=2)
+    problems = itertools.islice(stream(task, "train", 0), 999, None, 1000)
+    expected = [tuple(prompt_ids(s5_tokenizer, task.prompt(next(problems)))) for _ in range(2)]
+    assert [example.prompt for example in examples] == expected
+    with pytest.raises(ValueError) as error:
+        make(Silent(every=1001), s5_tokenizer, seed=0, count=2)
+    assert str(error.value) == (
+        "count=2: group_words has no trace for any of 1000 problems in a row, after 0 that have "
+        "one; make the task easier, as by more tries."
+    )
+
+
+@pytest.mark.parametrize("make", [strategy_examples, practice_examples])
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_count_of_no_examples_is_refused(make, count, s5_tokenizer):
+    with pytest.raises(ValueError, match=f"^count={count}: ask for at least one problem\\.$"):
+        make(GroupWords("S5"), s5_tokenizer, seed=0, count=count)

@@ -221,6 +221,9 @@ def test_an_unknown_strategy_is_refused(name):
     [
         ("sudoku", {}, f"task='sudoku': must be one of {', '.join(TASKS)}."),
         ("group_words", {"size": 3}, "size=3: task 'group_words' takes group, length."),
+        ("countdown", {"size": True}, "size=True: task 'countdown' takes int here."),
+        ("countdown", {"tries": False}, "tries=False: task 'countdown' takes int here."),
+        ("countdown", {"tries": 2.0}, "tries=2.0: task 'countdown' takes int here."),
         ("group_words", {"length": "long"}, "length='long': task 'group_words' takes int here."),
         ("group_words_s4", {"length": 1}, "length=1: a product needs at least 2 elements."),
     ],
@@ -229,6 +232,18 @@ def test_make_task_refuses_in_one_sentence(name, arguments, message):
     with pytest.raises(ValueError) as error:
         make_task(name, **arguments)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_argument_of_none_keeps_the_preset(name):
+    every = ("size", "largest", "target", "tries", "limit", "group", "length")
+    task = make_task(name, **dict.fromkeys(every))
+    assert vars(task) == vars(make_task(name))
+
+
+def test_an_argument_of_none_does_not_hide_another():
+    task = make_task("countdown4", tries=3, size=None)
+    assert (task.size, task.tries) == (4, 3)
 
 
 def test_presets_differ_and_arguments_change_them():

@@ -352,11 +352,11 @@ def test_figures_over_seeds_say_which_of_them_show_the_first():
     assert len(figures["learning_curves"].axes[0].collections) == 2
 
 
-@pytest.mark.parametrize("num_seeds", [1, 2])
-def test_plot_run_writes_every_figure(tmp_path, num_seeds):
-    seeds = [seed_results(0.5 + seed / 10) for seed in range(num_seeds)]
-    results = seeds[0] if num_seeds == 1 else over_seeds(seeds)
-    lines = [json.dumps(row) + "\n" for row in metrics(*range(num_seeds))]
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_plot_run_writes_every_figure(tmp_path, seeds):
+    seeds = [seed_results(0.5 + seed / 10) for seed in range(seeds)]
+    results = seeds[0] if seeds == 1 else over_seeds(seeds)
+    lines = [json.dumps(row) + "\n" for row in metrics(*range(seeds))]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     (tmp_path / "plots").mkdir()
     plot_run(tmp_path, ("forward", "backward"), results)

@@ -104,7 +104,7 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
         ("model.max_length", 8, "max_length=8"),
         ("arm", "chess", "arm='chess'"),
         ("finetune.rows", 3, "finetune.rows=3"),
-        ("num_seeds", 0, "num_seeds=0"),
+        ("seeds", 0, "seeds=0"),
         ("pretrain.steps", -1, "pretrain.steps=-1"),
         ("finetune.steps", 0, "finetune.steps=0"),
         ("finetune.buckets", 0, "finetune.buckets=0"),

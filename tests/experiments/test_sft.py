@@ -15,7 +15,7 @@ def finished(tmp_path_factory):
     tiny = smoke.get_config()
     for section in ("pretrain", "finetune", "evaluation"):
         config[section].update(tiny[section])
-    config.arm, config.num_seeds = "random", 2
+    config.arm, config.seeds = "random", 2
     workdir = tmp_path_factory.mktemp("runs") / "group"
     sft.main(config, str(workdir))
     return workdir

@@ -20,10 +20,14 @@ TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
 
 
 def make_task(name: str, **arguments: Any) -> Task:
-    """The task of a preset, with some of its arguments replaced; None keeps the preset's own.
+    """The task of a preset, with some of its arguments replaced.
+
+    An argument of None is dropped, whether the task takes it or not: the preset's own value holds.
+    So one configuration can declare an argument for every task and set none.
 
     Raises:
-      ValueError: unknown name, unknown argument, or a value that the task refuses.
+      ValueError: unknown name; an argument other than None that the task does not take, or of
+        another type than its default (a bool is no int); or a value that the task refuses.
     """
     if name not in TASKS:
         raise ValueError(f"task={name!r}: must be one of {', '.join(TASKS)}.")

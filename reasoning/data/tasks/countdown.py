@@ -14,6 +14,7 @@ if 1 is added to 35", and 35 is the new goal. Many answers are right: the verifi
 equations exactly, with its own parser on bounded integers.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -24,7 +25,10 @@ from collections.abc import Callable, Iterator, Sequence
 from reasoning.data.tasks.base import Trace, Verdict
 
 FORWARD_OPS = ("*", "+", "-")
+MAX_DRAWS = 10_000  # bounds the search of `sample` for a problem that some strategy solves
+MAX_POSITIONS = 2000  # bounds the work of `check_trace`: six numbers, 20 tries reach about 100
 Order = Callable[["Step"], tuple]
+Position = tuple[tuple[int, ...], int]  # where a search stands: the sorted numbers left, the goal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,13 +192,22 @@ class Countdown:
         self.max_number = limit
 
     def sample(self, seed: int, index: int) -> CountdownProblem:
-        """Numbers and target drawn uniformly, and again until some strategy solves them."""
+        """Numbers and target drawn uniformly, and again until some strategy solves them.
+
+        Raises:
+          ValueError: no problem is found, as the task's arguments make solvable ones too rare.
+        """
         rng = random.Random(f"countdown/{seed}/{index}")
-        while True:
+        for _ in range(MAX_DRAWS):
             numbers = tuple(rng.randint(1, self.largest) for _ in range(self.size))
             problem = CountdownProblem(numbers, rng.randint(1, self.target))
             if any(self.trace(problem, strategy) for strategy in self.strategies):
                 return problem
+        raise ValueError(
+            f"size={self.size}, largest={self.largest}, target={self.target}, tries={self.tries}, "
+            f"limit={self.max_number}: no strategy solves any of {MAX_DRAWS} problems drawn; "
+            "lower largest and target or raise tries."
+        )
 
     def key(self, problem: CountdownProblem) -> str:
         """The sorted numbers and the target: the order shown makes no other instance."""
@@ -241,7 +254,8 @@ class Countdown:
     def check_trace(self, problem: CountdownProblem, strategy: str | None, steps: str) -> float:
         """Share of steps that are exact operations on available numbers, rightly checked.
 
-        With a strategy, a step must also be the one that the strategy takes at that place.
+        A step counts once from each position of the search at which it can be written. With a
+        strategy, a step must also be the one that the strategy takes at that place.
         """
         written = split_steps(steps)
         if not written:
@@ -319,43 +333,46 @@ def _parse_equation(text: str) -> tuple[int, str, int, int] | None:
 
 
 def _valid_steps(problem: CountdownProblem, written: list[str], limit: int) -> list[bool]:
-    """For each step, whether some branch of the search opened so far allows it."""
-    start = tuple(sorted(problem.numbers))
-    # Open positions of the search: (numbers left, goal, reached by backward steps).
-    positions = {(start, problem.target, False)}
+    """For each step, whether some position opened so far allows it and was not left by it before.
+
+    A step may be meant at any position that allows it, so it opens what follows at all of them;
+    but it is valid only as often as there are such positions. `2 + 2 = 4` and `2 * 2 = 4` open two
+    positions, although the same numbers are left: a search goes on from both.
+    """
+    positions = [(tuple(sorted(problem.numbers)), problem.target)]
+    tried: collections.Counter[str] = collections.Counter()  # at how many positions, from the first
+    unspent: collections.Counter[str] = collections.Counter()  # how often it may still be written
     valid = []
     for text in written:
-        back, body = text.startswith("from "), text.removeprefix("from ")
-        equation, _, check = body.rpartition(" ")
-        parsed = _parse_equation(equation)
-        reached, ok = set(), False
-        if (
-            parsed is not None
-            and parsed[3] <= limit
-            and _apply(parsed[0], parsed[1], parsed[2]) == parsed[3]
-        ):
-            for position in positions:
-                after = _take(position, parsed, back, check)
-                if after is not None:
-                    ok = True
-                    reached.add(after)
-        valid.append(ok)
-        positions |= reached
+        after = _after(positions[tried[text] :], text, limit)
+        tried[text] = len(positions)
+        positions += after[: MAX_POSITIONS - len(positions)]
+        unspent[text] += len(after)
+        valid.append(unspent[text] > 0)
+        unspent[text] -= valid[-1]
     return valid
 
 
+def _after(positions: Sequence[Position], text: str, limit: int) -> list[Position]:
+    """The positions that a step leads to, one for each of the given ones that allows it."""
+    back, body = text.startswith("from "), text.removeprefix("from ")
+    equation, _, check = body.rpartition(" ")
+    parsed = _parse_equation(equation)
+    if parsed is None or parsed[3] > limit or _apply(*parsed[:3]) != parsed[3]:
+        return []
+    taken = (_take(position, parsed, back, check) for position in positions)
+    return [position for position in taken if position is not None]
+
+
 def _take(
-    position: tuple[tuple[int, ...], int, bool],
-    equation: tuple[int, str, int, int],
-    back: bool,
-    check: str,
-) -> tuple[tuple[int, ...], int, bool] | None:
+    position: Position, equation: tuple[int, str, int, int], back: bool, check: str
+) -> Position | None:
     """The position after a step, None where the step does not apply there."""
-    numbers, goal, _ = position
+    numbers, goal = position
     a, op, b, result = equation
     if back:
         applies = a == goal and op != "*" and b in numbers and len(numbers) > 2 and check == ","
-        return (_without(numbers, b), result, True) if applies else None
+        return (_without(numbers, b), result) if applies else None
     needed = list(numbers)
     for operand in (a, b):
         if operand not in needed:
@@ -363,4 +380,4 @@ def _take(
         needed.remove(operand)
     if op == "/" or check != (_check(result, goal) if len(numbers) == 2 else ","):
         return None
-    return tuple(sorted((*needed, result))), goal, position[2]
+    return tuple(sorted((*needed, result))), goal

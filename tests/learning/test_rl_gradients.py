@@ -1,0 +1,409 @@
+"""The first gradient of every algorithm against its formula, with nothing of the library in it.
+
+On the policy's own samples every surrogate is plain REINFORCE: the gradient of -sum(c log p) with a
+coefficient c for each token, worked out in numpy; log-probs come from rows without left padding.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reasoning.learning.algorithms import ALGORITHMS
+from reasoning.learning.experience import score
+from reasoning.learning.losses import top_entropy_mask
+
+LENGTH, EOS = 5, 1
+CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+def host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def trained(rollouts):
+    """1 on the policy's own tokens: all of the completion, <eos> included, but no given tag."""
+    mask = np.array(rollouts.mask, float)
+    mask[:, :, 0] *= ~np.asarray(rollouts.given)
+    return mask
+
+
+def loo(rewards):
+    return rewards - (rewards.sum(axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
+
+
+def centred(rewards):
+    return rewards - rewards.mean(axis=1, keepdims=True)
+
+
+def normalised(rewards):
+    return centred(rewards) / (rewards.std(axis=1, ddof=1, keepdims=True) + 1e-6)
+
+
+ADVANTAGES = {
+    "rloo": loo,
+    "grpo": normalised,
+    "dr_grpo": centred,
+    "reinforce_pp_baseline": lambda r: centred(r) / (centred(r).std(ddof=1) + 1e-6),
+}
+
+
+def whitened(values, mask):
+    mean = (values * mask).sum() / mask.sum()
+    std = np.sqrt(((values - mean) ** 2 * mask).sum() / mask.sum())
+    return (values - mean) / std * mask
+
+
+def weights(mask, aggregation):
+    lengths = mask.sum(axis=2, keepdims=True)
+    sequences = mask.shape[0] * mask.shape[1]
+    return {
+        "token_mean": mask / mask.sum(),
+        "sequence_mean_token_mean": mask / lengths / sequences,
+        "sequence_mean_token_sum": mask / sequences,
+        "sequence_mean_token_sum_norm": mask / sequences / LENGTH,
+    }[aggregation]
+
+
+def formula(algorithm, rollouts, log_probs, reference):
+    """The coefficients c `[P, G, N]` of every token's log-prob."""
+    mask, rewards = trained(rollouts), np.array(rollouts.rewards, float)
+    kl = (np.array(rollouts.log_probs, float) - reference) * mask  # k1 when they were sampled
+    beta = algorithm.kl_coef
+    if algorithm.penalty == "before":
+        rewards = np.where(rollouts.penalised, -1.0, rewards)
+    if algorithm.advantage == "reinforce_pp":  # the return from each token on
+        later = np.cumsum(kl[..., ::-1], axis=2)[..., ::-1]
+        advantage = whitened((rewards[:, :, None] - beta * later) * mask, mask)
+    else:
+        if algorithm.kl_in_reward:
+            rewards = rewards - beta * kl.sum(axis=2)
+        advantage = ADVANTAGES[algorithm.advantage](rewards)[:, :, None]
+    weight = weights(mask, algorithm.aggregation)
+    if algorithm.positions == "fork":
+        weight = np.eye(1, LENGTH)[None] / rewards.size
+    coefficients = weight * advantage
+    if beta and not algorithm.kl_in_reward:
+        slope = {"k2": log_probs - reference, "k3": 1 - np.exp(reference - log_probs)}
+        coefficients -= weight * beta * slope[algorithm.kl_estimator]
+    return coefficients, weight
+
+
+PRESETS = [name for name in ALGORITHMS if name not in ("ppo", "gfpo_exact")]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_first_gradient_of_every_preset_is_its_formula(
+    preset, rl_config, tiny_params, other_params, prompts, made_up, plain, improve, same
+):
+    config, rollouts = rl_config(preset), made_up()
+    log_probs, _ = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    reference, _ = plain.log_probs(other_params, prompts, rollouts.tokens)
+    # KL in the reward needs log-probs of some policy; the ratio must not depend on them.
+    noise = 0.1 * np.random.default_rng(1).normal(size=log_probs.shape)
+    rollouts = rollouts.replace(log_probs=jnp.asarray(log_probs + noise, jnp.float32))
+    state, metrics = improve(config, tiny_params, rollouts, reference=other_params)
+    c, weight = formula(config.algorithm, rollouts, log_probs, reference)
+    bonus = config.algorithm.entropy_coef * weight
+    expected = plain.gradient(tiny_params, prompts, rollouts.tokens, c, bonus)
+    same(state.opt_state["total"], expected, **CLOSE)
+    assert metrics["clip_ratio/low_mean"] == 0 and metrics["clip_ratio/high_mean"] == 0
+    assert metrics["grad_norm"] > 1e-3 and metrics["skipped"] == 0
+    if config.algorithm.ema_decay is not None:  # the reference follows the updated policy
+        b = config.algorithm.ema_decay
+        mixed = jax.tree.map(lambda x, y: b * x + (1 - b) * y, other_params, state.params)
+        same(state.reference, mixed, rtol=1e-6, atol=1e-8)
+        assert (state.reference["params"]["token_embedding"]
+                != other_params["params"]["token_embedding"]).any()
+    elif state.reference is not None:
+        same(state.reference, other_params)
+
+
+def rloo_gradient(plain, params, prompts, rollouts, mask, temperature=1.0):
+    advantage = loo(np.array(rollouts.rewards, float))[:, :, None]
+    c = advantage * mask / rollouts.rewards.size
+    return plain.gradient(params, prompts, rollouts.tokens, c, temperature=temperature)
+
+
+def furthest(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(jnp.abs(x - y).max()) for x, y in pairs)
+
+
+def test_the_decision_to_stop_is_trained(
+    rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts = made_up()
+    got = improve(rl_config(), tiny_params, rollouts)[0].opt_state["total"]
+    mask = trained(rollouts)
+    without = mask * (np.asarray(rollouts.tokens) != EOS)
+    assert 10 < (mask - without).sum() < 24
+    same(got, rloo_gradient(plain, tiny_params, prompts, rollouts, mask), **CLOSE)
+    assert furthest(got, rloo_gradient(plain, tiny_params, prompts, rollouts, without)) > 1e-2
+
+
+def test_padding_and_the_samplers_log_probs_change_nothing(
+    rl_config, tiny_params, made_up, improve, same
+):
+    rollouts = made_up()
+    state, metrics = improve(rl_config(), tiny_params, rollouts)
+    rng = np.random.default_rng(0)
+    tokens = jnp.where(rollouts.mask, rollouts.tokens, rng.integers(0, 11, rollouts.mask.shape))
+    again, _ = improve(rl_config(), tiny_params, rollouts.replace(tokens=tokens))
+    same(again.opt_state["total"], state.opt_state["total"])
+    # With one update per rollout the old policy is the present one, whatever rounding made of it.
+    noise = jnp.asarray(rng.normal(size=rollouts.mask.shape), jnp.float32)
+    noisy = rollouts.replace(log_probs=rollouts.log_probs + noise)
+    again, other = improve(rl_config(), tiny_params, noisy)
+    same(again.opt_state["total"], state.opt_state["total"])
+    name = "sampling_logp_difference/mean"
+    assert other[name] != metrics[name]  # where it shows
+
+
+def test_a_given_tag_is_not_trained(
+    rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts = made_up(given=True)
+    config = rl_config(rollout=dict(tags="stratified"))
+    got = improve(config, tiny_params, rollouts)[0].opt_state["total"]
+    mask = trained(rollouts)
+    same(got, rloo_gradient(plain, tiny_params, prompts, rollouts, mask), **CLOSE)
+    mask[:, :, 0] = 1
+    assert furthest(got, rloo_gradient(plain, tiny_params, prompts, rollouts, mask)) > 1e-2
+
+
+def test_the_distribution_that_was_sampled_from_is_trained(
+    rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts = made_up()
+    config = rl_config(rollout=dict(temperature=1.3))
+    got = improve(config, tiny_params, rollouts)[0].opt_state["total"]
+    mask = trained(rollouts)
+    expected = rloo_gradient(plain, tiny_params, prompts, rollouts, mask, temperature=1.3)
+    same(got, expected, **CLOSE)
+    assert furthest(got, rloo_gradient(plain, tiny_params, prompts, rollouts, mask)) > 1e-2
+
+
+# Which tokens train
+
+def largest(values, mask, count):
+    """1 at the `count` largest values under the mask."""
+    ranked = np.argsort(np.where(mask > 0, -values, np.inf), axis=None)
+    chosen = np.zeros(mask.size)
+    chosen[ranked[:count]] = 1
+    return chosen.reshape(mask.shape)
+
+
+def covariances(log_probs, advantage, mask):
+    def off(x):
+        return x - (x * mask).sum() / mask.sum()
+
+    return off(log_probs) * off(np.broadcast_to(advantage, mask.shape)) * mask
+
+
+def test_tokens_of_highest_entropy(
+    rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts = made_up()
+    _, entropy = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    mask = trained(rollouts)
+    config = rl_config(overrides=dict(top_entropy=0.2))
+    got = improve(config, tiny_params, rollouts)[0].opt_state["total"]
+    few = largest(entropy, mask, int(np.ceil(0.2 * mask.sum())))
+    same(got, rloo_gradient(plain, tiny_params, prompts, rollouts, few), **CLOSE)
+    # All of them are the mask, as if nothing were selected.
+    np.testing.assert_array_equal(top_entropy_mask(jnp.asarray(entropy), mask, 1.0), mask)
+
+
+def test_clip_cov_drops_tokens_between_its_bounds(
+    rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts = made_up()
+    log_probs, _ = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    mask = trained(rollouts)
+    cov = covariances(log_probs, loo(np.array(rollouts.rewards))[:, :, None], mask)
+    inside = (cov > 1) & (cov < 5)
+    assert 2 < inside.sum() < mask.sum() / 2
+    config = rl_config(overrides=dict(clip_cov=1.0))  # all of them
+    got = improve(config, tiny_params, rollouts)[0].opt_state["total"]
+    same(got, rloo_gradient(plain, tiny_params, prompts, rollouts, mask * ~inside), **CLOSE)
+
+
+def test_kl_cov_is_silent_while_the_policy_is_the_one_that_sampled(
+    rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts = made_up()
+    log_probs, _ = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    # Sampler and training pass agree up to rounding; the slope of |x| at 1e-6 is 1 all the same.
+    rounding = 1e-6 * np.random.default_rng(0).normal(size=log_probs.shape)
+    rollouts = rollouts.replace(log_probs=jnp.asarray(log_probs + rounding, jnp.float32))
+    config = rl_config(overrides=dict(kl_cov=0.2))
+    got = improve(config, tiny_params, rollouts)[0].opt_state["total"]
+    mask = trained(rollouts)
+    same(got, rloo_gradient(plain, tiny_params, prompts, rollouts, mask), **CLOSE)
+
+
+def test_entropy_shaped_advantages(
+    rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts = made_up()
+    _, entropy = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    advantage = loo(np.array(rollouts.rewards, float))[:, :, None]
+    shaped = advantage + np.minimum(0.4 * entropy, np.abs(advantage) / 2)
+    c = shaped * trained(rollouts) / rollouts.rewards.size
+    config = rl_config(overrides=dict(entropy_shaping=0.4))
+    got = improve(config, tiny_params, rollouts)[0].opt_state["total"]
+    same(got, plain.gradient(tiny_params, prompts, rollouts.tokens, c), **CLOSE)
+
+
+def test_adaptive_entropy_bonus(rl_config, tiny_params, prompts, made_up, plain, improve, same):
+    overrides = dict(entropy_coef=0.3, entropy_target=1.0, entropy_delta=0.1)
+    config, rollouts = rl_config(overrides=overrides), made_up()
+    mask = trained(rollouts)
+    for factor, step in ((2.0, 0.1), (0.5, -0.1)):  # a policy that is too sure, one that is not
+        params = jax.tree.map(lambda x, f=factor: f * x, tiny_params)
+        state, metrics = improve(config, params, rollouts)
+        _, entropy = plain.log_probs(params, prompts, rollouts.tokens)
+        mean = (entropy * mask).sum() / mask.sum()
+        assert (mean < 1.0) == (step > 0) and metrics["entropy"] == pytest.approx(mean, rel=1e-4)
+        assert state.entropy_coef == metrics["entropy_coef"] == pytest.approx(0.3 + step)
+        # The bonus acts only below the target.
+        size = rollouts.rewards.size
+        c = loo(np.array(rollouts.rewards, float))[:, :, None] * mask / size
+        bonus = 0.3 * mask / size * (mean <= 1.0)
+        expected = plain.gradient(params, prompts, rollouts.tokens, c, bonus)
+        same(state.opt_state["total"], expected, **CLOSE)
+    # The weight never turns into a punishment of entropy.
+    for _ in range(4):
+        state, _ = improve(config, None, rollouts, state=state.replace(params=params))
+    assert state.entropy_coef == 0
+
+
+# Several updates per rollout
+
+def test_every_minibatch_is_a_step_and_later_ones_leave_the_old_policy(
+    rl_config, tiny_params, prompts, made_up, plain, improve
+):
+    rollouts = made_up()
+    log_probs, _ = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    rollouts = rollouts.replace(log_probs=jnp.asarray(log_probs * rollouts.mask, jnp.float32))
+    config = rl_config(num_epochs=2, num_minibatches=2)
+    assert not config.on_policy
+    still, metrics = improve(config, tiny_params, rollouts, rate=0.0)
+    # At rate 0 every minibatch is the first: the ratio is 1.
+    assert still.opt_state["count"] == 4 and still.step == 1
+    assert metrics["sampling_logp_difference/mean"] < 1e-4
+    assert metrics["clip_ratio/low_mean"] == 0 and metrics["clip_ratio/high_mean"] == 0
+    moved, metrics = improve(config, tiny_params, rollouts, rate=1.0)
+    assert moved.opt_state["count"] == 4
+    assert metrics["sampling_logp_difference/mean"] > 1e-2
+    assert metrics["clip_ratio/low_mean"] + metrics["clip_ratio/high_mean"] > 0.01
+
+
+@pytest.mark.parametrize("kl_cov", [0.0, 0.2])
+def test_gradient_away_from_the_old_policy(
+    kl_cov, rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts, mask = made_up(), trained(made_up())
+    log_probs, _ = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    offsets = np.random.default_rng(0).uniform(-0.5, 0.5, log_probs.shape)
+    rollouts = rollouts.replace(log_probs=jnp.asarray(log_probs + offsets, jnp.float32))
+    ratio = np.exp(-offsets)
+    advantage = loo(np.array(rollouts.rewards, float))[:, :, None]
+    above, below = (ratio > 1.28) & (advantage > 0), (ratio < 0.8) & (advantage < 0)
+    c = np.where(above | below, 0, advantage * ratio)
+    if kl_cov:
+        cov = covariances(log_probs, advantage, mask)
+        held = largest(cov, mask, int(0.2 * mask.sum()))
+        c = c - held * np.sign(-offsets)
+    config = rl_config(
+        overrides=dict(clip_high=0.28, kl_cov=kl_cov), num_epochs=2, num_minibatches=2
+    )
+    state, metrics = improve(config, tiny_params, rollouts, rate=0.0)
+    # Each prompt comes once an epoch; a minibatch is the mean over its 2 x 6 sequences.
+    expected = plain.gradient(tiny_params, prompts, rollouts.tokens, 2 * c * mask / (2 * 6))
+    same(state.opt_state["total"], expected, **CLOSE)
+    if not kl_cov:
+        shares = [float((clipped * mask).sum() / mask.sum()) for clipped in (below, above)]
+        assert min(shares) > 0.05
+        got = [float(metrics[f"clip_ratio/{side}_mean"]) for side in ("low", "high")]
+        np.testing.assert_allclose(got, shares, atol=0.03)  # means of unequal minibatches
+
+
+# Gradient accumulation
+
+PARTS = (  # each aggregation, with a KL in the loss or without; the fork; both in its exact form
+    "rloo", "grpo", "dr_grpo", "reinforce_pp_baseline", "gfpo", "gfpo_exact",
+)
+
+
+@pytest.mark.parametrize("preset", PARTS)
+def test_parts_of_a_batch_add_up_to_it(
+    preset, rl_config, tiny_params, other_params, prompts, made_up, improve, same
+):
+    exact = preset == "gfpo_exact"
+    rollouts, runs = made_up(given=exact), {}
+    overrides = dict(kl_coef=0.3, entropy_coef=0.2) if exact else {}
+    for parts in (1, 2, 4):
+        config = rl_config(preset, overrides, num_microbatches=parts)
+        runs[parts] = improve(config, tiny_params, rollouts, reference=other_params)
+        state, metrics = runs[parts]
+        same(state.params, runs[1][0].params, rtol=1e-6, atol=1e-7)
+        assert set(metrics) == set(runs[1][1])
+        same(metrics, runs[1][1], rtol=1e-4, atol=1e-6)
+    assert furthest(runs[1][0].params, tiny_params) > 1e-3
+    # The order of the prompts does not matter, wherever the parts are cut.
+    order = np.array([2, 0, 3, 1])
+    batch, shuffled = jax.tree.map(lambda x: x[order], (prompts, rollouts))
+    state, _ = improve(config, tiny_params, shuffled, reference=other_params, batch=batch)
+    same(state.params, runs[1][0].params, rtol=1e-6, atol=1e-7)
+
+
+# What is not finite
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    rl_config, tiny_params, made_up, improve, same
+):
+    config, good = rl_config(), made_up()
+    bad = good.replace(rewards=good.rewards.at[1, 2].set(jnp.nan))
+    state, metrics = improve(config, tiny_params, good)
+    assert state.skipped == 0 and metrics["skipped"] == 0
+    before = host(state)
+    for count in (1, 2):
+        state, metrics = improve(config, None, bad, state=state)
+        same(state.params, before.params)
+        same(state.opt_state, before.opt_state)
+        assert state.skipped == count and metrics["skipped"] == 1
+        assert not np.isfinite(metrics["loss"])
+    state, metrics = improve(config, None, good, state=state)
+    assert state.skipped == 0 and metrics["skipped"] == 0
+    assert furthest(state.params, before.params) > 1e-3
+
+    # Parameters that are lost are left as they are, and the step is one that was skipped.
+    lost = jax.tree.map(jnp.copy, tiny_params)
+    lost["params"]["token_embedding"] = lost["params"]["token_embedding"].at[3, 0].set(jnp.nan)
+    state, metrics = improve(config, lost, good)
+    same(state.params, lost)
+    assert state.skipped == 1 and metrics["skipped"] == 1 and state.opt_state["count"] == 0
+
+
+def test_only_the_minibatches_that_are_not_finite_are_skipped(
+    rl_config, tiny_params, made_up, improve
+):
+    rollouts = made_up()
+    rollouts = rollouts.replace(rewards=rollouts.rewards.at[1, 2].set(jnp.nan))
+    state, metrics = improve(rl_config(num_epochs=2, num_minibatches=2), tiny_params, rollouts)
+    assert metrics["skipped"] == 2 and state.opt_state["count"] == 2  # one of two in each epoch
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(host(state.params)))
+
+
+def test_a_given_tag_is_scored_without_the_filters(
+    rl_config, tiny_params, prompts, made_up
+):
+    rollouts = made_up()
+    config = rl_config(rollout=dict(temperature=0.5, min_p=0.5))
+    run = jax.jit(score, static_argnums=4)
+    own, _ = run(tiny_params, prompts, rollouts.tokens, rollouts.given, config)
+    given, _ = run(tiny_params, prompts, rollouts.tokens, ~rollouts.given, config)
+    assert (own[:, :, 0] < -1e20).any() and (given[:, :, 0] > -20).all()
+    np.testing.assert_array_equal(own[:, :, 1:], given[:, :, 1:])
