@@ -30,7 +30,6 @@ setup(
         "test": ["pytest>=8.4", "hypothesis>=6.140", "ruff>=0.14"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",

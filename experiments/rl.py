@@ -307,7 +307,7 @@ def reinforce(
         for i in range(stop - start):
             for j, seed in enumerate(seeds):
                 values = {key: value[j, i] for key, value in metrics.items()}
-                run.log_metrics(name, start + i + 1, {"seed": seed, **values})
+                run.log_metrics(name, start + i, {"seed": seed, **values})
             drawn = float(metrics["num_tokens"][:, i].sum())
             tokens += drawn
             progress.advance(drawn, reward=float(metrics["reward"][:, i].mean()))

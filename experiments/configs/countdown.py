@@ -130,6 +130,12 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.t1.prompts = 8
     config.t1.temperature = 1.2
 
+    # What experiments.ablations varies, and in which of the sections above.
+    config.ablation = ml_collections.ConfigDict()
+    config.ablation.grid = "samples"
+    config.ablation.section = "t1"
+    config.ablation.steps = 40
+
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.problems = 400
     config.evaluation.validation_problems = 100

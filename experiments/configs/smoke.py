@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
         phase.steps, phase.problems, phase.rows, phase.buckets = 6, 100, 16, 1
     for rl in (config.rl, config.grpo, config.gfpo, config.t1):
         rl.steps, rl.prompts, rl.samples, rl.problems, rl.validate_every = 2, 4, 4, 50, 1
+    config.ablation.steps = 2
     config.evaluation.problems = 12
     config.evaluation.validation_problems = 8
     config.evaluation.samples_per_tag = 2

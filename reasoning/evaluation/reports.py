@@ -27,6 +27,18 @@ COLUMNS = {
     "greedy_coverage": "greedy cover",
     "mutual_information": "MI/max %",
 }
+# metric -> label of its panel
+LEARNING = {
+    "trace_nll": "trace NLL (nats per token)",
+    "grad_norm": "gradient norm",
+    "matching_entropy": "matching entropy (nats)",
+}
+REINFORCEMENT = {
+    "reward": "reward",
+    "validation/pass@1": "pass@1 on validation problems",
+    "completions/mean_length": "length (tokens)",
+    "tags/entropy": "entropy of the tags (nats)",
+}
 COLOURS = {
     "mixed": "#888888",
     "random": "#d99a4e",
@@ -170,25 +182,32 @@ def run_figures(
     seeds = results.get("seeds", [results])
     first = seeds[0]["arms"]
     title = f"first of {len(seeds)} seeds" if len(seeds) > 1 else ""
-    return {
+    figures = {
         "learning_curves": learning_curves(metrics),
         "accuracy_by_tag": accuracy_by_tag(first, title),
         "tag_by_strategy": tag_by_strategy(first, strategies, title),
         "pass_at_k": pass_at_k_curves(results["arms"]),
     }
+    if any("reward" in row for row in metrics):
+        figures["reinforcement"] = reinforcement_curves(metrics)
+    return figures
 
 
 def _figure(
-    columns: int, width: float = 4.2, height: float = 3.4, title: str = ""
+    panels: int, width: float = 4.2, height: float = 3.4, title: str = "", columns: int = 4
 ) -> tuple[Figure, list[Any]]:
-    """A figure with one row of axes; it belongs to no window, so nothing is global."""
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for ax in axes:
+    """A figure with rows of at most so many panels; it belongs to no window, nothing is global."""
+    columns = min(panels, columns)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in axes[panels:]:
+        unused.remove()
+    for ax in axes[:panels]:
         ax.spines[["top", "right"]].set_visible(False)
     if title:
         figure.suptitle(title, fontsize=10)
-    return figure, list(axes)
+    return figure, list(axes[:panels])
 
 
 def _colour(name: str) -> str:
@@ -204,11 +223,23 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
       metrics: the lines of metrics.jsonl; every seed of a phase has the same steps.
     """
-    shown = {
-        "trace_nll": "trace NLL (nats per token)",
-        "grad_norm": "gradient norm",
-        "matching_entropy": "matching entropy (nats)",
-    }
+    figure = _curves(metrics, LEARNING)
+    figure.axes[0].set_yscale("log")
+    return figure
+
+
+def reinforcement_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
+    """What reinforcement learning changes by step, one line per phase; seeds as above.
+
+    Reward on the rollouts, pass@1 of the policy's own tags on validation problems, length of the
+    completions, and entropy of the choice of tags.
+    """
+    phases = {row["phase"] for row in metrics if "reward" in row}
+    return _curves([row for row in metrics if row["phase"] in phases], REINFORCEMENT)
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> Figure:
+    """One panel for each metric of `shown` (name -> label), one line per phase that has it."""
     figure, axes = _figure(len(shown))
     for phase in dict.fromkeys(row["phase"] for row in metrics):
         for ax, name in zip(axes, shown, strict=True):
@@ -225,17 +256,20 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
                     )
     for ax, label in zip(axes, shown.values(), strict=True):
         ax.set(xlabel="step", ylabel=label)
-    axes[0].set_yscale("log")
     axes[0].legend(frameon=False)
     return figure
 
 
 def _by_seed(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps done `[T]`, counted from 1, and the metric of that name `[seeds, T]`."""
+    """Steps done `[T]` and the metric of that name `[seeds, T]`.
+
+    A training metric belongs to the end of its step, a validation metric to the start.
+    """
     seeds = dict.fromkeys(row["seed"] for row in rows)
     each = [[row for row in rows if row["seed"] == seed] for seed in seeds]
     values = np.array([[row[name] for row in of_seed] for of_seed in each])
-    return np.array([row["step"] + 1 for row in each[0]]), values
+    done = 0 if name.startswith("validation/") else 1
+    return np.array([row["step"] + done for row in each[0]]), values
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from reasoning.evaluation.reports import (
     over_seeds,
     pass_at_k_curves,
     plot_run,
+    reinforcement_curves,
     run_figures,
     table,
     tag_by_strategy,
@@ -257,6 +258,21 @@ def test_long_learning_curves_are_means_over_a_fiftieth():
     assert line.get_ydata() == pytest.approx(np.arange(11, 159))
 
 
+def test_reinforcement_curves_show_rewards_and_validation_at_their_steps():
+    rows = [{"phase": "base", "seed": 0, "step": 0, "trace_nll": 1.0, "grad_norm": 1.0}]
+    for step in (0, 1):
+        rows.append({"phase": "matched_gfpo", "seed": 0, "step": step, "reward": 0.5 + step / 10})
+    for step in (0, 2):
+        rows.append({"phase": "matched_gfpo", "seed": 0, "step": step, "validation/pass@1": 0.25})
+    reward, validation, *_ = reinforcement_curves(rows).axes
+    assert [line.get_label() for line in reward.lines] == ["matched_gfpo"]
+    assert reward.lines[0].get_xdata().tolist() == [1, 2]
+    assert reward.lines[0].get_ydata() == pytest.approx([0.5, 0.6])
+    assert validation.lines[0].get_xdata().tolist() == [0, 2]
+    figures = run_figures(rows, ("forward", "backward"), seed_results())
+    assert list(figures)[-1] == "reinforcement"
+
+
 def test_accuracy_by_tag_has_a_bar_of_each_tag():
     (ax,) = accuracy_by_tag(seed_results()["arms"]).axes
     bars = ax.patches
@@ -300,6 +316,14 @@ def test_tag_by_strategy_writes_the_shares_of_sampled_tags():
     ]
     assert [text.get_text() for text in mixed.get_yticklabels()] == ["tag 0"]
     assert matched.get_title() == "matched: 50% of max. MI"
+
+
+def test_many_arms_stand_in_rows_of_four():
+    arms = {f"arm {i}": arm(0.5, [[3, 1]]) for i in range(6)}
+    axes = tag_by_strategy(arms, ("forward",)).axes
+    assert len(axes) == 6
+    places = [ax.get_subplotspec().rowspan.start for ax in axes]
+    assert places == [0, 0, 0, 0, 1, 1]
 
 
 def test_tags_keep_their_numbers_in_the_heat_map():
@@ -352,11 +376,11 @@ def test_figures_over_seeds_say_which_of_them_show_the_first():
     assert len(figures["learning_curves"].axes[0].collections) == 2
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_plot_run_writes_every_figure(tmp_path, seeds):
-    seeds = [seed_results(0.5 + seed / 10) for seed in range(seeds)]
-    results = seeds[0] if seeds == 1 else over_seeds(seeds)
-    lines = [json.dumps(row) + "\n" for row in metrics(*range(seeds))]
+@pytest.mark.parametrize("count", [1, 2])
+def test_plot_run_writes_every_figure(tmp_path, count):
+    seeds = [seed_results(0.5 + seed / 10) for seed in range(count)]
+    results = seeds[0] if count == 1 else over_seeds(seeds)
+    lines = [json.dumps(row) + "\n" for row in metrics(*range(count))]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
     (tmp_path / "plots").mkdir()
     plot_run(tmp_path, ("forward", "backward"), results)

@@ -16,7 +16,8 @@ FIGURES = (
     "pass@1", "pass@1_best_tag", "pass@1_own_tag", "pass@S", "cons@S", "mutual_information",
     "tag_usage",
 )
-ARMS = ("mixed", "random", "fixed", "matched")
+TUNED = ("mixed", "random", "fixed", "matched")
+REINFORCED = ("mixed_grpo", "matched_gfpo", "mixed_t1")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def without_times(results: dict) -> dict:
 
 def test_results_hold_every_figure_with_its_interval(finished):
     results = json.loads((finished / "results.json").read_text())
-    assert tuple(results["arms"]) == ARMS
+    assert tuple(results["arms"]) == TUNED + REINFORCED
     for figures in results["arms"].values():
         for name in FIGURES:
             entry = figures[name]
@@ -52,9 +53,9 @@ def test_results_hold_every_figure_with_its_interval(finished):
             assert entry["n"] == 12
         assert figures["training"]["tokens"] > 0
     assert results["seconds"] > 0 and results["versions"]["jax"]
-    assert {arm["training"]["tokens"] for arm in results["arms"].values()} == {
-        results["arms"]["mixed"]["training"]["tokens"]
-    }, "every arm trains on the same tokens"
+    tokens = {arm: figures["training"]["tokens"] for arm, figures in results["arms"].items()}
+    assert len({tokens[arm] for arm in TUNED}) == 1, "every arm trains on the same tokens"
+    assert "pass@1_own_tag of matched_gfpo less mixed_grpo" in results["comparisons"]
     assert results["arms"]["matched"]["mutual_information"]["maximum"] == math.log(4)
 
 
@@ -63,17 +64,23 @@ def test_the_run_directory_is_complete(finished):
         assert (finished / name).is_file()
     plots = {path.name for path in (finished / "plots").iterdir()}
     assert plots == {
-        "learning_curves.png", "accuracy_by_tag.png", "tag_by_strategy.png", "pass_at_k.png"
+        "learning_curves.png", "accuracy_by_tag.png", "tag_by_strategy.png", "pass_at_k.png",
+        "reinforcement.png",
     }
     metrics = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
-    assert {row["phase"] for row in metrics} == {"base", *ARMS}
-    for phase in ("base", *ARMS):
+    assert {row["phase"] for row in metrics} == {"base", *TUNED, *REINFORCED}
+    for phase in ("base", *TUNED):
         steps = [row["step"] for row in metrics if row["phase"] == phase]
         assert steps == list(range(6))
+    for phase in REINFORCED:
+        rows = [row for row in metrics if row["phase"] == phase]
+        assert [row["step"] for row in rows if "reward" in row] == [0, 1]
+        assert [row["step"] for row in rows if "validation/pass@1" in row] == [0, 1, 2]
     matched = [row for row in metrics if row["phase"] == "matched"]
     assert all(0 <= row["matching_entropy"] <= math.log(4) + 1e-5 for row in matched)
     completions = [json.loads(line) for line in (finished / "completions.jsonl").open()]
-    assert len(completions) == 4 * 12 * 8  # arms, problems, tags times samples
+    tested = [row for row in completions if "step" not in row]
+    assert len(tested) == 7 * 12 * 8  # arms, problems, tags times samples
     assert {"prompt", "tag", "completion", "correct", "reason", "strategy"} <= set(completions[0])
 
 

@@ -1,4 +1,4 @@
-"""Algorithms by name: every preset can be built and compiled for, and what cannot work is refused."""
+"""Algorithms by name: every preset can be built, and what cannot work is refused."""
 
 import dataclasses
 

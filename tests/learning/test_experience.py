@@ -13,8 +13,18 @@ from reasoning.learning.experience import (
 )
 from reasoning.models.transformer import Transformer
 
-EXPERIENCE = jax.jit(make_experience, static_argnames="config")
 CLOSE = dict(rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def experience_of(prompts, quick):
+    """`experience_of(state, rollouts, config)`, jitted."""
+    compiled = jax.jit(make_experience, static_argnames="config", compiler_options=quick)
+
+    def run(state, rollouts, config):
+        return compiled(state, prompts, rollouts, jax.random.key(0), config=config)
+
+    return run
 
 
 def loo(rewards):
@@ -23,11 +33,11 @@ def loo(rewards):
 
 @pytest.fixture
 def judged(made_up, plain, tiny_params, prompts):
-    """Rollouts with the policy's own log-probs, some penalised, but not all of a group."""
+    """Rollouts with the policy's own log-probs; some are penalised, never all of a group."""
     rollouts = made_up()
     log_probs, _ = plain.log_probs(tiny_params, prompts, rollouts.tokens)
     penalised = np.asarray(rollouts.penalised)
-    assert ((~penalised).sum(axis=1) >= 2).all() and penalised.any(axis=1).all()
+    assert ((~penalised).sum(axis=1) >= 2).all() and penalised.any(axis=1).sum() > 1
     return rollouts.replace(log_probs=jnp.asarray(log_probs * rollouts.mask, jnp.float32))
 
 
@@ -43,7 +53,7 @@ def kl(judged, plain, other_params, prompts):
 
 
 def test_penalties_of_t1_in_both_orders_and_its_kl(
-    rl_config, tiny_params, other_params, prompts, judged, kl, keep
+    rl_config, tiny_params, other_params, judged, kl, keep, experience_of
 ):
     rewards, penalised = np.array(judged.rewards, float), np.array(judged.penalised)
     expected = {"before": loo(np.where(penalised, -1, rewards) - 0.5 * kl)}
@@ -55,7 +65,7 @@ def test_penalties_of_t1_in_both_orders_and_its_kl(
     for order in expected:
         config = rl_config("t1", dict(penalty=order, kl_coef=0.5))
         state = state_of(config, tiny_params, keep, other_params)
-        experience, metrics = EXPERIENCE(state, prompts, judged, jax.random.key(0), config=config)
+        experience, metrics = experience_of(state, judged, config)
         got[order] = np.array(experience.advantages)
         want = np.broadcast_to(expected[order][..., None], got[order].shape)
         np.testing.assert_allclose(got[order], want, **CLOSE)
@@ -68,10 +78,12 @@ def test_penalties_of_t1_in_both_orders_and_its_kl(
     assert np.abs(kl - others).max() > 0.1
 
 
-def test_no_penalty_is_taken_unless_asked_for(rl_config, tiny_params, prompts, judged, keep):
+def test_no_penalty_is_taken_unless_asked_for(
+    rl_config, tiny_params, judged, keep, experience_of
+):
     config = rl_config()
     state = state_of(config, tiny_params, keep, None)
-    experience, metrics = EXPERIENCE(state, prompts, judged, jax.random.key(0), config=config)
+    experience, metrics = experience_of(state, judged, config)
     want = np.broadcast_to(loo(np.array(judged.rewards, float))[..., None], judged.mask.shape)
     np.testing.assert_allclose(experience.advantages, want, **CLOSE)
     assert experience.reference_log_probs is None and "kl" not in metrics
@@ -110,13 +122,14 @@ def test_generalized_advantages(gae_lambda):
 
 
 def test_ppo_advantages_returns_and_the_critics_step(
-    tiny, rl_config, tiny_params, other_params, prompts, judged, plain, improve, keep, same
+    tiny, rl_config, tiny_params, other_params, prompts, judged, plain, improve, keep, same,
+    experience_of,
 ):
     config = rl_config("ppo", dict(gae_lambda=0.9, kl_coef=0.5))
     head = jnp.asarray(np.random.default_rng(1).normal(size=16), jnp.float32)
     critic = {"model": other_params, "head": head}
     state = state_of(config, tiny_params, keep, other_params).replace(critic=critic)
-    rows, places, flat = plain.rows(prompts, judged.tokens)
+    rows, places, _ = plain.rows(prompts, judged.tokens)
     mask = np.array(judged.mask, float)
 
     def values_of(critic):
@@ -135,7 +148,7 @@ def test_ppo_advantages_returns_and_the_critics_step(
     ]).reshape(mask.shape)
     mean = raw.sum() / mask.sum()
     std = np.sqrt(((raw - mean) ** 2 * mask).sum() / mask.sum())
-    experience, _ = EXPERIENCE(state, prompts, judged, jax.random.key(0), config=config)
+    experience, _ = experience_of(state, judged, config)
     np.testing.assert_allclose(experience.advantages, (raw - mean) / std * mask, **CLOSE)
     returns = raw + values * mask
     np.testing.assert_allclose(experience.returns, returns, **CLOSE)
@@ -151,7 +164,6 @@ def test_ppo_advantages_returns_and_the_critics_step(
     loss, gradient = value_loss(critic)
     assert metrics["value_loss"] == pytest.approx(float(loss), rel=1e-4)
     same(new.critic_opt_state["total"], gradient, **CLOSE)
-    # Values far from what they were are held back: no gradient, whatever the return.
     c = experience.advantages * mask / mask.sum()
     expected = plain.gradient(tiny_params, prompts, judged.tokens, c)
     same(new.opt_state["total"], expected, **CLOSE)
@@ -196,5 +208,5 @@ def test_forbidden_ids_are_not_allowed(rl_config):
 
 def test_another_number_of_prompts_is_refused(rl_config, tiny_params, prompts, made_up, improve):
     few, rollouts = jax.tree.map(lambda x: x[:3], (prompts, made_up()))
-    with pytest.raises(ValueError, match=r"^prompts: 3 were given where an update reads 4\.$"):
+    with pytest.raises(ValueError, match=r"^prompts: 3 were given where an update reads 4\."):
         improve(rl_config(), tiny_params, rollouts, batch=few)

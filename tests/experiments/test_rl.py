@@ -1,0 +1,170 @@
+"""The launcher of reinforcement learning: one program or three in turn, seeds, refusals."""
+
+import json
+import types
+
+import flax.serialization
+import jax
+import numpy as np
+import pytest
+
+from experiments import rl, sft
+from experiments.configs import smoke
+from reasoning.models.transformer import init_params
+from reasoning.rewards.verdicts import Verdicts
+
+
+class Recorder:
+    """Stands in for a run directory."""
+
+    def __init__(self, path=None):
+        self.path, self.rows, self.completions = path, [], []
+
+    def log_metrics(self, phase, step, metrics):
+        self.rows.append({"phase": phase, "step": step, **metrics})
+
+    def log_completions(self, rows):
+        self.completions.extend(rows)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return sft.set_up(smoke.get_config(), ("mixed",))
+
+
+@pytest.fixture(scope="module")
+def policy(setup):
+    return init_params(setup.model, jax.random.key(0))
+
+
+def spelled_reward(*_):
+    """A reward that an untrained policy earns now and then: the second id is even."""
+
+    def reward(prompts, completions, metadata):
+        good = completions.tokens[:, 1] % 2 == 0
+        return Verdicts(good.astype("float32"), good.astype("int32"))
+
+    return reward
+
+
+def reinforce(setup, policies, seeds, **changes):
+    config = smoke.get_config()
+    config.update_from_flattened_dict({f"rl.{name}": value for name, value in changes.items()})
+    run = Recorder()
+    data = rl.rl_problems(setup, config.rl, config.seed)
+    out, spent = rl.reinforce(run, setup, policies, data, config.rl, "arm", seeds)
+    return out, spent, run
+
+
+@pytest.fixture(scope="module")
+def together(setup, policy):
+    """Two seeds from one policy as one program, by Dr. GRPO on a reward that is often earned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl, "device_reward", spelled_reward)
+        return reinforce(setup, [policy, policy], [0, 1], algorithm="dr_grpo", steps=3)
+
+
+def test_seeds_in_one_program_are_the_seeds_alone_and_in_turn(setup, policy, together):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rl, "device_reward", spelled_reward)
+        alone, *_ = reinforce(setup, [policy], [1], algorithm="dr_grpo", steps=3)
+        in_turn, *_, run = reinforce(
+            setup, [policy], [1], algorithm="dr_grpo", steps=3, one_program=False
+        )
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone[0], policy)))) > 0
+    for other in (together[0][1], in_turn[0]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), alone[0], other)
+    rates = [row for row in run.rows if "tokens_per_second/sampling" in row]
+    assert len(rates) == 3 and all(row["tokens_per_second/update"] > 0 for row in rates)
+
+
+def test_every_step_and_validation_is_logged(together):
+    _, spent, run = together
+    for seed in (0, 1):
+        rows = [row for row in run.rows if row["seed"] == seed]
+        trained = [row for row in rows if "reward" in row]
+        assert [row["step"] for row in trained] == [0, 1, 2]
+        assert [row["step"] for row in rows if "validation/pass@8" in row] == [0, 1, 2, 3]
+        for name in (
+            "reward", "reward_std", "frac_reward_zero_std", "rewards/task/mean", "entropy",
+            "completions/mean_length", "completions/clipped_ratio", "clip_ratio/low_mean",
+            "grad_norm", "tags/share", "tags/entropy", "tags/reward", "num_tokens",
+        ):
+            assert np.isfinite(trained[0][name]).all(), name
+    drawn = sum(float(row["num_tokens"]) for row in run.rows if "num_tokens" in row)
+    assert spent["steps"] == 3 and spent["tokens"] == drawn / 2
+    assert {"prompt", "completion", "reason", "step", "arm"} <= set(run.completions[0])
+
+
+def test_schedule_visits_every_problem_once_an_epoch():
+    plan = rl.schedule(num_problems=10, num_steps=7, per_step=5, seed=3)
+    assert plan.shape == (7, 5)
+    for epoch in plan.ravel()[:30].reshape(3, 10):
+        assert sorted(epoch) == list(range(10))
+    np.testing.assert_array_equal(plan, rl.schedule(10, 7, 5, seed=3))
+    assert (plan != rl.schedule(10, 7, 5, seed=4)).any()
+
+
+def test_difficulty_keeps_problems_by_their_pass_rate(setup, policy, monkeypatch):
+    config = smoke.get_config()
+    settings = config.rl
+    data = rl.rl_problems(setup, settings, 0)
+    rates = np.arange(len(data.problems)) % 5 / 4  # 0, 1/4, ... 1
+    correct = np.arange(4)[None] < 4 * rates[:, None]
+    monkeypatch.setattr(
+        rl, "sample_and_judge", lambda *_, **__: types.SimpleNamespace(correct=correct)
+    )
+    everything = rl.filter_by_difficulty(setup, policy, data, settings, 0)
+    np.testing.assert_array_equal(everything, np.arange(len(rates)))
+    settings.min_pass, settings.max_pass = 0.1, 0.5
+    kept = rl.filter_by_difficulty(setup, policy, data, settings, 0)
+    np.testing.assert_array_equal(kept, np.flatnonzero((rates >= 0.1) & (rates <= 0.5)))
+    settings.min_pass, settings.max_pass = 0.3, 0.4
+    with pytest.raises(ValueError, match=r"rl\.min_pass=0\.3, rl\.max_pass=0\.4: no problem"):
+        rl.filter_by_difficulty(setup, policy, data, settings, 0)
+
+
+def test_a_run_without_finite_updates_ends_with_its_last_good_policy(tmp_path):
+    params = {"w": np.arange(3.0, dtype=np.float32)[None]}
+    state = types.SimpleNamespace(skipped=np.array([1, 4]), params=params)
+    rl.stop_if_lost(Recorder(tmp_path), state, "arm", step=9, max_skipped=5)  # not yet
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FloatingPointError, match="4 steps in a row"):
+        rl.stop_if_lost(Recorder(tmp_path), state, "arm", step=9, max_skipped=4)
+    kept = flax.serialization.from_bytes(params, (tmp_path / "last_good.msgpack").read_bytes())
+    np.testing.assert_array_equal(kept["w"], params["w"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("rl.algorithm", "sarsa", "algorithm='sarsa': must be one of rloo, grpo"),
+        ("rl.override.advantage", "best", "advantage='best'"),
+        ("rl.override.clip_low", -0.1, "clip_low=-0.1"),
+        ("rl.temperature", 0.0, "temperature=0"),
+        ("rl.samples", 0, "num_samples=0"),
+        ("rl.minibatches", 3, "num_prompts=4: must be a multiple"),
+        ("rl.steps", 0, "rl.steps=0"),
+        ("rl.learning_rate", -1.0, "learning_rate=-1.0"),
+        ("rl.problems", 10**6, "count=1000000"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    tmp_path, capsys, setting, value, words
+):
+    config = smoke.get_config()
+    config.update_from_flattened_dict({setting: value})
+    with pytest.raises(SystemExit) as stopped:
+        rl.main(config, str(tmp_path / "run"))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and words in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_launcher_writes_both_policies(tmp_path):
+    config = smoke.get_config()
+    config.rl.one_program = False
+    rl.main(config, str(tmp_path / "run"))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["arms"]) == ["matched", "matched_gfpo"]
+    assert (tmp_path / "run" / "plots" / "reinforcement.png").is_file()
