@@ -8,10 +8,10 @@
    strategy tag under which a trace is trained (`reasoning.learning.assignment`):
    one tag for all (mixed), a random tag (random), its place in the list (fixed), or the tag under
    which the policy finds it most likely (matched: set-supervised fine-tuning, arXiv 2510.05132).
-3. Reinforcement learning with the verifier's reward, the same number of rollouts for each:
-   from the matched policy, global forking policy optimization (matched_gfpo) trains nothing but the
-   choice of the tag; from the mixed policy, GRPO (mixed_grpo) trains every token. The preset
-   `full` adds T1's recipe (mixed_t1).
+3. If the configuration gives them steps, reinforced arms go on with the verifier's reward: from
+   the matched policy, global forking policy optimization (matched_gfpo) trains nothing but the
+   choice of the tag; from the mixed one, GRPO (mixed_grpo) and T1's recipe (mixed_t1) train every
+   token.
 4. On held-out problems: does a tag select a strategy (mutual information), do the S tags together
    solve more than S samples of one blurred policy (pass@S), and does the policy choose its tag
    well (pass@1 of its own tag)?

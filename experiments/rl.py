@@ -119,11 +119,17 @@ def rl_problems(setup: Setup, settings: ml_collections.ConfigDict, seed: int) ->
 
 
 def schedule(num_problems: int, num_steps: int, per_step: int, seed: int) -> np.ndarray:
-    """Which problems each step draws, `[steps, per_step]`: epoch after epoch in random order."""
+    """Which problems each step draws, `[steps, per_step]`: epoch after epoch in random order.
+
+    What is left of an epoch when no whole step is, is left out.
+    """
     rng = np.random.default_rng(seed)
-    needed = num_steps * per_step
-    epochs = [rng.permutation(num_problems) for _ in range(-(-needed // num_problems))]
-    return np.concatenate(epochs)[:needed].reshape(num_steps, per_step)
+    steps: list[np.ndarray] = []
+    while len(steps) < num_steps:
+        # No step spans two epochs: the same problem twice would give the same samples twice.
+        whole = num_problems // per_step
+        steps.extend(rng.permutation(num_problems)[: whole * per_step].reshape(whole, per_step))
+    return np.stack(steps[:num_steps])
 
 
 def filter_by_difficulty(
@@ -132,7 +138,7 @@ def filter_by_difficulty(
     """Problems whose pass rate lies in [min_pass, max_pass] (T1 trains on hard ones): indices.
 
     Raises:
-      ValueError: none does.
+      ValueError: fewer do than a step draws.
     """
     everything = np.arange(len(data.problems))
     if settings.min_pass <= 0 and settings.max_pass >= 1:
@@ -144,10 +150,11 @@ def filter_by_difficulty(
     )
     rate = judged.correct.mean(axis=1)
     kept = everything[(rate >= settings.min_pass) & (rate <= settings.max_pass)]
-    if not len(kept):
+    if len(kept) < settings.prompts * settings.rounds:
         raise ValueError(
-            f"rl.min_pass={settings.min_pass}, rl.max_pass={settings.max_pass}: no problem's pass "
-            f"rate lies there; they go from {rate.min():.2f} to {rate.max():.2f}."
+            f"min_pass={settings.min_pass}, max_pass={settings.max_pass}: the pass rates of only "
+            f"{len(kept)} problems lie there, fewer than a step draws; they go from "
+            f"{rate.min():.2f} to {rate.max():.2f}."
         )
     return kept
 
@@ -250,7 +257,7 @@ def make_advance(
     setup: Setup, data: Problems, settings: ml_collections.ConfigDict, config: RLConfig
 ) -> Advance:
     """The compiled steps that the settings ask for."""
-    optimizer = make_optimizer(optimizer_config(settings))
+    optimizer = make_optimizer(optimizer_config(settings, settings.epochs * settings.minibatches))
     on_device = device_reward(setup.task, setup.tokenizer)
     if on_device is None:
         host = HostReward(task_reward(setup.task), setup.tokenizer, num_workers=settings.workers)
@@ -278,7 +285,7 @@ def reinforce(
       FloatingPointError: `max_skipped` steps in a row had no finite loss or gradient.
     """
     config = rl_config(setup, settings, num_seeds=len(seeds))
-    optimizer = make_optimizer(optimizer_config(settings))
+    optimizer = make_optimizer(optimizer_config(settings, settings.epochs * settings.minibatches))
     states = [init_policy_state(params, config, optimizer) for params in policies]
     state = jax.tree.map(lambda *x: jnp.stack(x), *states)
     plans, keys = [], []
@@ -353,9 +360,20 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
     for name in ("steps", "problems", "validate_every", "validation_samples", "max_skipped"):
         if settings[name] < 1:
             raise ValueError(f"{section}.{name}={settings[name]}: must be at least 1.")
-    if settings.rounds > 1 and not settings.one_program:
+    if settings.rounds > 1 and not on_device:
         raise ValueError(
-            f"{section}.rounds={settings.rounds}: dynamic sampling needs {section}.one_program."
+            f"{section}.rounds={settings.rounds}: dynamic sampling needs {section}.one_program and "
+            "a task with a reward on the device."
+        )
+    if settings.problems < settings.prompts * settings.rounds:
+        raise ValueError(
+            f"{section}.problems={settings.problems}: a step draws "
+            f"{settings.prompts * settings.rounds} different ones; raise it."
+        )
+    if settings.workers < 0 or settings.min_pass > settings.max_pass:
+        raise ValueError(
+            f"{section}.workers={settings.workers}, min_pass={settings.min_pass}, max_pass="
+            f"{settings.max_pass}: workers must be 0 or more, and min_pass at most max_pass."
         )
 
 

@@ -161,12 +161,14 @@ def training_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
     return data
 
 
-def optimizer_config(phase: ml_collections.ConfigDict) -> OptimizerConfig:
-    """A phase's optimizer; its schedule spans the phase."""
+def optimizer_config(
+    phase: ml_collections.ConfigDict, updates_per_step: int = 1
+) -> OptimizerConfig:
+    """A phase's optimizer; its schedule spans all updates of the phase."""
     return OptimizerConfig(
         name=phase.optimizer,
         learning_rate=phase.learning_rate,
-        num_steps=max(phase.steps, 1),
+        num_steps=max(phase.steps, 1) * updates_per_step,
         warmup_steps=phase.warmup_steps,
         weight_decay=phase.weight_decay,
         clip_norm=phase.clip_norm,

@@ -46,7 +46,7 @@ COLOURS = {
     "matched": "#b0304f",
     "mixed_grpo": "#4d7d4d",
     "matched_gfpo": "#5b3a8c",
-    "matched_t1": "#e58fb0",
+    "mixed_t1": "#e58fb0",
 }
 SPENT = ("steps", "tokens", "seconds", "evaluation_seconds")  # what training an arm took
 

@@ -116,6 +116,12 @@ class Algorithm:
         """Whether the strategy tag is the only token that trains."""
         return self.positions != "all"
 
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether tokens are chosen or weighted by entropy or covariance before the update."""
+        by_covariance = self.clip_cov > 0 or self.kl_cov > 0
+        return self.top_entropy < 1 or by_covariance or self.entropy_shaping > 0
+
 
 ALGORITHMS: dict[str, Algorithm] = {
     "rloo": Algorithm(advantage="rloo", aggregation="sequence_mean_token_sum"),

@@ -272,61 +272,57 @@ def _group_advantages(algorithm: Algorithm, cost: jax.Array, rollouts: Rollouts)
     return penalise[algorithm.penalty](method, rewards, everyone, rollouts.penalised)
 
 
-def make_experience(
-    state: PolicyState, prompts: PromptBatch, rollouts: Rollouts, key: jax.Array, config: RLConfig
-) -> tuple[Experience, Metrics]:
-    """Everything that is known before the first gradient: advantages, references, selections."""
+def _penalised_rewards(algorithm: Algorithm, rollouts: Rollouts) -> jax.Array:
+    """Rewards `[P, G]`, -1 for penalised samples, where there is no group to compare with."""
+    if algorithm.penalty == "none":
+        return rollouts.rewards
+    return jnp.where(rollouts.penalised, -1.0, rollouts.rewards)
+
+
+def _token_advantages(
+    state: PolicyState,
+    prompts: PromptBatch,
+    tokens: jax.Array,
+    mask: jax.Array,
+    cost: jax.Array,
+    rollouts: Rollouts,
+    config: RLConfig,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Advantages `[P, G, N]` token by token, whitened: PPO's and REINFORCE++'s.
+
+    The reward comes with the last token, the cost `[P, G, N]` (the KL) with each.
+
+    Returns:
+      the advantages; returns and values of the critic, None without one (the advantage is then
+      the return from each token on).
+    """
     algorithm = config.algorithm
-    length = 1 if algorithm.on_fork else rollouts.tokens.shape[2]
-    tokens = rollouts.tokens[:, :, :length]
-    is_tag = jnp.arange(length)[None, None] == 0
-    mask = (rollouts.mask[:, :, :length] & ~(rollouts.given[:, :, None] & is_tag)).astype(
-        jnp.float32
-    )
-    given = rollouts.given
-    old_log_probs = rollouts.log_probs[:, :, :length]
-    metrics: Metrics = {}
+    last = (jnp.cumsum(mask, axis=2) == mask.sum(axis=2, keepdims=True)) * mask
+    rewards = _penalised_rewards(algorithm, rollouts)[:, :, None] * last - cost
+    if not algorithm.critic:
+        gains = generalized_advantages(rewards, jnp.zeros_like(rewards), mask, gae_lambda=1.0)
+        return _whiten(gains, mask), None, None
+    values = critic_values(state.critic, prompts, tokens, config) * mask
+    gains = generalized_advantages(rewards, values, mask, algorithm.gae_lambda)
+    return _whiten(gains, mask), gains + values, values
 
-    log_probs, entropy = old_log_probs, jnp.zeros_like(old_log_probs)
-    selects = algorithm.top_entropy < 1 or algorithm.clip_cov or algorithm.kl_cov
-    if selects or algorithm.entropy_shaping:
-        log_probs, entropy = score(state.params, prompts, tokens, given, config)
-    reference_log_probs = None
-    kl = jnp.zeros_like(old_log_probs)
-    if algorithm.kl_coef and algorithm.positions != "fork_exact":
-        reference_log_probs, _ = score(state.reference, prompts, tokens, given, config)
-        kl = losses.kl_estimate(old_log_probs, reference_log_probs, "k1") * mask
-        metrics["kl"] = losses.masked_mean(
-            losses.kl_estimate(old_log_probs, reference_log_probs, "k3"), mask
-        )
 
-    in_reward = algorithm.kl_coef if algorithm.kl_in_reward else 0.0
-    judged = rollouts.rewards  # where there is no group to compare with
-    if algorithm.penalty != "none":
-        judged = jnp.where(rollouts.penalised, -1.0, judged)
-    returns = old_values = tag_values = None
-    if algorithm.critic or algorithm.advantage == "reinforce_pp":
-        last = (jnp.cumsum(mask, axis=2) == mask.sum(axis=2, keepdims=True)) * mask
-        token_rewards = judged[:, :, None] * last - in_reward * kl
-        if algorithm.critic:
-            old_values = critic_values(state.critic, prompts, tokens, config) * mask
-            gains = generalized_advantages(token_rewards, old_values, mask, algorithm.gae_lambda)
-            returns = gains + old_values
-        else:  # the return from each token on
-            gains = generalized_advantages(
-                token_rewards, jnp.zeros_like(token_rewards), mask, gae_lambda=1.0
-            )
-        advantage = _whiten(gains, mask)
-    else:
-        advantage = _group_advantages(algorithm, in_reward * kl.sum(axis=2), rollouts)[:, :, None]
-        advantage = jnp.broadcast_to(advantage, mask.shape)
-    if algorithm.positions == "fork_exact":
-        of_tag = rollouts.tags[:, :, None] == jnp.arange(config.model.num_strategies)[None, None]
-        tag_values = losses.masked_mean(judged[:, :, None], of_tag.astype(jnp.float32), axis=1)
-        tag_values = tag_values[:, 0]
-    if algorithm.entropy_shaping:
-        advantage = advantages.entropy_shaped(advantage, entropy, alpha=algorithm.entropy_shaping)
+def _tag_values(algorithm: Algorithm, rollouts: Rollouts, num_strategies: int) -> jax.Array:
+    """Mean reward `[P, S]` of each tag's samples."""
+    of_tag = rollouts.tags[:, :, None] == jnp.arange(num_strategies)[None, None]
+    rewards = _penalised_rewards(algorithm, rollouts)[:, :, None]
+    return losses.masked_mean(rewards, of_tag.astype(jnp.float32), axis=1)[:, 0]
 
+
+def _select(
+    algorithm: Algorithm,
+    log_probs: jax.Array,
+    entropy: jax.Array,
+    advantage: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The tokens `[P, G, N]` that train, and those under KL-Cov's penalty (None without it)."""
     selected, held = mask, None
     if algorithm.top_entropy < 1:
         selected = losses.top_entropy_mask(entropy, mask, algorithm.top_entropy)
@@ -336,8 +332,59 @@ def make_experience(
         selected = selected * losses.clip_cov_mask(cov, mask, key, algorithm.clip_cov, 1.0, 5.0)
     if algorithm.kl_cov:
         held = losses.top_covariance(cov, mask, algorithm.kl_cov)
+    return selected, held
+
+
+def make_experience(
+    state: PolicyState, prompts: PromptBatch, rollouts: Rollouts, key: jax.Array, config: RLConfig
+) -> tuple[Experience, Metrics]:
+    """Everything that is known before the first gradient: references, advantages, selections."""
+    algorithm = config.algorithm
+    length = 1 if algorithm.on_fork else rollouts.tokens.shape[2]
+    tokens, given = rollouts.tokens[:, :, :length], rollouts.given
+    drawn = ~(given[:, :, None] & (jnp.arange(length)[None, None] == 0))  # not a tag that was given
+    mask = (rollouts.mask[:, :, :length] & drawn).astype(jnp.float32)
+    old_log_probs = rollouts.log_probs[:, :, :length]
+    metrics: Metrics = {}
+
+    log_probs, entropy = old_log_probs, jnp.zeros_like(old_log_probs)
+    if algorithm.reads_entropy:
+        log_probs, entropy = score(state.params, prompts, tokens, given, config)
+    reference_log_probs = None
+    cost = jnp.zeros_like(old_log_probs)
+    if algorithm.kl_coef and algorithm.positions != "fork_exact":
+        reference_log_probs, _ = score(state.reference, prompts, tokens, given, config)
+        kl = losses.kl_estimate(old_log_probs, reference_log_probs, "k3")
+        metrics["kl"] = losses.masked_mean(kl, mask)
+        if algorithm.kl_in_reward:
+            k1 = losses.kl_estimate(old_log_probs, reference_log_probs, "k1")
+            cost = algorithm.kl_coef * k1 * mask
+
+    returns = values = tag_values = None
+    if algorithm.critic or algorithm.advantage == "reinforce_pp":
+        advantage, returns, values = _token_advantages(
+            state, prompts, tokens, mask, cost, rollouts, config
+        )
+    else:
+        advantage = _group_advantages(algorithm, cost.sum(axis=2), rollouts)
+        advantage = jnp.broadcast_to(advantage[:, :, None], mask.shape)
+    if algorithm.positions == "fork_exact":
+        tag_values = _tag_values(algorithm, rollouts, config.model.num_strategies)
+    if algorithm.entropy_shaping:
+        advantage = advantages.entropy_shaped(advantage, entropy, alpha=algorithm.entropy_shaping)
+    selected, held = _select(algorithm, log_probs, entropy, advantage, mask, key)
     experience = Experience(
-        prompts, tokens, given, mask, selected, old_log_probs, reference_log_probs,
-        jax.lax.stop_gradient(advantage), held, returns, old_values, tag_values,
+        prompts=prompts,
+        tokens=tokens,
+        given=given,
+        mask=mask,
+        selected=selected,
+        old_log_probs=old_log_probs,
+        reference_log_probs=reference_log_probs,
+        advantages=jax.lax.stop_gradient(advantage),
+        held=held,
+        returns=returns,
+        old_values=values,
+        tag_values=tag_values,
     )
     return experience, metrics

@@ -348,7 +348,7 @@ def test_pass_at_k_curves_are_values_in_their_intervals():
 
 
 def test_arms_have_colours_of_their_own():
-    names = ("mixed", "random", "fixed", "matched", "mixed_grpo", "matched_gfpo", "matched_t1")
+    names = ("mixed", "random", "fixed", "matched", "mixed_grpo", "matched_gfpo", "mixed_t1")
     assert len({COLOURS[name] for name in names}) == len(names)
     (ax,) = pass_at_k_curves({"another": arm(0.5, [[1]])}).axes
     colours = {to_hex(ax.lines[0].get_color()), to_hex(ax.collections[0].get_facecolor()[0])}

@@ -103,6 +103,8 @@ def test_schedule_visits_every_problem_once_an_epoch():
         assert sorted(epoch) == list(range(10))
     np.testing.assert_array_equal(plan, rl.schedule(10, 7, 5, seed=3))
     assert (plan != rl.schedule(10, 7, 5, seed=4)).any()
+    uneven = rl.schedule(num_problems=10, num_steps=50, per_step=4, seed=0)
+    assert all(len(set(step)) == 4 for step in uneven), "no problem twice in a step"
 
 
 def test_difficulty_keeps_problems_by_their_pass_rate(setup, policy, monkeypatch):
@@ -120,7 +122,7 @@ def test_difficulty_keeps_problems_by_their_pass_rate(setup, policy, monkeypatch
     kept = rl.filter_by_difficulty(setup, policy, data, settings, 0)
     np.testing.assert_array_equal(kept, np.flatnonzero((rates >= 0.1) & (rates <= 0.5)))
     settings.min_pass, settings.max_pass = 0.3, 0.4
-    with pytest.raises(ValueError, match=r"rl\.min_pass=0\.3, rl\.max_pass=0\.4: no problem"):
+    with pytest.raises(ValueError, match=r"max_pass=0\.4: the pass rates of only 0 problems"):
         rl.filter_by_difficulty(setup, policy, data, settings, 0)
 
 
