@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import flax.serialization
 import jax
@@ -318,7 +318,9 @@ def reinforce(
             drawn = float(metrics["num_tokens"][:, i].sum())
             tokens += drawn
             progress.advance(drawn, reward=float(metrics["reward"][:, i].mean()))
-        stop_if_lost(run, state, name, stop, settings.max_skipped)
+        skipped = int(metrics["skipped_in_a_row"].max())
+        if skipped >= settings.max_skipped:
+            stop_lost(run, state, name, stop, skipped)
     check_in(settings.steps)
     progress.close()
     spent = {
@@ -329,20 +331,18 @@ def reinforce(
     return [jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(len(seeds))], spent
 
 
-def stop_if_lost(run: Run, state: PolicyState, name: str, step: int, max_skipped: int) -> None:
+def stop_lost(run: Run, state: PolicyState, name: str, step: int, skipped: int) -> NoReturn:
     """End a run whose updates have not been finite for a while; its last good state is kept.
 
     Raises:
-      FloatingPointError: `max_skipped` steps in a row were skipped.
+      FloatingPointError: always.
     """
-    skipped = int(state.skipped.max())
-    if skipped < max_skipped:
-        return
-    kept = run.path / "last_good.msgpack"
-    kept.write_bytes(flax.serialization.to_bytes(jax.device_get(state.params)))
+    kept = run.path / f"last_good_{name}.msgpack"
+    kept.write_bytes(flax.serialization.to_bytes(jax.device_get(state)))
     raise FloatingPointError(
         f"{name}: {skipped} steps in a row had no finite loss or gradient, up to step {step}; the "
-        f"last good parameters are in {kept}. Lower the learning rate, or look at metrics.jsonl."
+        f"last good state (all seeds) is in {kept}. Lower the learning rate, or look at "
+        "metrics.jsonl."
     )
 
 

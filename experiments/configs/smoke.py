@@ -11,7 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
     for phase in (config.pretrain, config.finetune):
         phase.steps, phase.problems, phase.rows, phase.buckets = 6, 100, 16, 1
     for rl in (config.rl, config.grpo, config.gfpo, config.t1):
-        rl.steps, rl.prompts, rl.samples, rl.problems, rl.validate_every = 2, 4, 4, 50, 1
+        rl.prompts, rl.samples, rl.problems, rl.validate_every = 4, 4, 50, 1
+    config.rl.steps = config.grpo.steps = config.gfpo.steps = 2
     config.ablation.steps = 2
     config.evaluation.problems = 12
     config.evaluation.validation_problems = 8

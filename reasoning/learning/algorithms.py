@@ -106,6 +106,14 @@ class Algorithm:
             raise ValueError("ema_decay, reset_every: a reference follows one of the two rules.")
         if self.kl_in_reward and self.kl_estimator != "k1":
             raise ValueError(f"kl_estimator={self.kl_estimator!r}: in the reward it must be k1.")
+        grouped = not self.critic and self.advantage != "reinforce_pp"
+        if self.penalty == "after" and not (grouped and self.positions != "fork_exact"):
+            raise ValueError("penalty='after': needs advantages by group; choose 'before'.")
+        if self.positions == "fork_exact" and (self.kl_in_reward or self.clip_cov or self.kl_cov):
+            raise ValueError(
+                "positions='fork_exact': its objective has no sampled tokens; leave out "
+                "kl_in_reward, clip_cov and kl_cov."
+            )
         if self.positions != "all" and (self.critic or self.top_entropy < 1):
             raise ValueError(
                 f"positions={self.positions!r}: critic and top_entropy need positions='all'."

@@ -17,10 +17,10 @@ import optax
 
 from reasoning.learning import advantages, losses
 from reasoning.learning.algorithms import Algorithm
-from reasoning.learning.rollouts import PromptBatch, RolloutConfig, Rollouts
+from reasoning.learning.rollouts import PromptBatch, RolloutConfig, Rollouts, sample_tags
 from reasoning.models.config import ModelConfig
 from reasoning.models.transformer import Transformer
-from reasoning.sampling.filters import filter_logits
+from reasoning.sampling.filters import Filters, filter_logits
 
 Metrics = dict[str, jax.Array]
 
@@ -65,6 +65,23 @@ class RLConfig:
                 f"num_prompts={self.num_prompts}: must be a multiple of num_minibatches * "
                 f"num_microbatches = {parts}."
             )
+        if self.algorithm.kl_cov and self.on_policy:
+            raise ValueError(
+                f"kl_cov={self.algorithm.kl_cov}: holds tokens near the old policy, which is the "
+                "present one with a single update; raise num_epochs or num_minibatches."
+            )
+        needs = self.algorithm.advantage_k
+        if needs is not None and needs > self.rollout.num_samples:
+            raise ValueError(
+                f"advantage_k={needs}: must be at most num_samples={self.rollout.num_samples}."
+            )
+        grouped = not self.algorithm.critic and self.algorithm.advantage != "reinforce_pp"
+        if self.rollout.num_samples < 2 and grouped:
+            raise ValueError(
+                f"num_samples={self.rollout.num_samples}: a sample is compared with the others of "
+                "its prompt; draw at least 2."
+            )
+        sample_tags(self.rollout, self.model.num_strategies, 1)
         if self.algorithm.positions == "fork" and self.rollout.tags != "own":
             raise ValueError(
                 f"tags={self.rollout.tags!r}: positions='fork' trains tags that the policy drew; "
@@ -97,7 +114,7 @@ class PolicyState:
       reference: the reference policy's parameters, None where no KL is taken.
       entropy_coef: scalar float32, weight of the entropy bonus (it may adapt).
       critic, critic_opt_state: PPO's value model {"model", "head"} and its optimizer; else None.
-      skipped: scalar int32, steps skipped in a row for a loss or gradient that is not finite.
+      skipped: scalar int32, steps in a row in which some loss or gradient was not finite.
     """
 
     params: Any
@@ -190,7 +207,12 @@ def run_policy(
 
 
 def score(
-    params: Any, prompts: PromptBatch, tokens: jax.Array, given: jax.Array, config: RLConfig
+    params: Any,
+    prompts: PromptBatch,
+    tokens: jax.Array,
+    given: jax.Array,
+    config: RLConfig,
+    filters: Filters | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs and entropies `[P, G, N]` under the distribution that is sampled from.
 
@@ -198,15 +220,16 @@ def score(
       tokens: `[P, G, N]` int32; N = 1 scores the tag alone.
       given: `[P, G]` bool; a given tag is scored without temperature and filters, as the sampler
         does.
+      filters: those of the rollouts if left out.
     """
     logits = run_policy(params, prompts, tokens, config)
-    dist = filter_logits(logits, config.rollout.filters)
-    plain = jax.nn.log_softmax(logits[:, :, :1])
-    first = jnp.where(given[:, :, None, None], plain, dist[:, :, :1])
-    dist = jnp.concatenate(
-        [first, jnp.broadcast_to(dist[:, :, 1:], (*tokens.shape[:2], *dist[:, :, 1:].shape[2:]))],
-        axis=2,
-    )
+    shape = (*tokens.shape, logits.shape[-1])  # on the fork, a prompt's samples share their logits
+    filters = config.rollout.filters if filters is None else filters
+    dist = filter_logits(jnp.broadcast_to(logits, shape), filters, tokens)
+    if config.rollout.tags == "stratified":
+        plain = jax.nn.log_softmax(logits[:, :, :1])
+        first = jnp.where(given[:, :, None, None], plain, dist[:, :, :1])
+        dist = jnp.concatenate([first, dist[:, :, 1:]], axis=2)
     log_probs = jnp.take_along_axis(dist, tokens[..., None], axis=-1)[..., 0]
     return log_probs, losses.token_entropy(dist)
 
@@ -353,7 +376,9 @@ def make_experience(
     reference_log_probs = None
     cost = jnp.zeros_like(old_log_probs)
     if algorithm.kl_coef and algorithm.positions != "fork_exact":
-        reference_log_probs, _ = score(state.reference, prompts, tokens, given, config)
+        # Without truncation: what the reference would cut off is unlikely there, not impossible.
+        whole = Filters(temperature=config.rollout.temperature)
+        reference_log_probs, _ = score(state.reference, prompts, tokens, given, config, whole)
         kl = losses.kl_estimate(old_log_probs, reference_log_probs, "k3")
         metrics["kl"] = losses.masked_mean(kl, mask)
         if algorithm.kl_in_reward:

@@ -109,7 +109,8 @@ AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 def masked_mean(values: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
     """Mean of the values whose mask is 1, over an axis that is kept, or over all; 0 if none is."""
-    total = jnp.sum(values * mask, axis=axis, keepdims=axis is not None)
+    values = jnp.where(mask > 0, values * mask, 0.0)  # 0 times infinity is not a number
+    total = jnp.sum(values, axis=axis, keepdims=axis is not None)
     return total / jnp.maximum(jnp.sum(mask, axis=axis, keepdims=axis is not None), 1.0)
 
 
@@ -125,7 +126,8 @@ def log_ratio(
     if level == "token":
         return tokens
     mean = jax.lax.stop_gradient(masked_mean(tokens, mask, axis=1))
-    return mean + log_probs - jax.lax.stop_gradient(log_probs)
+    # In this order the value is the mean itself: GSPO clips at 3e-4, a log-prob's rounding counts.
+    return mean + (log_probs - jax.lax.stop_gradient(log_probs))
 
 
 def policy_loss(
@@ -140,20 +142,27 @@ def policy_loss(
     Args:
       log_probs, old_log_probs: `[B, N]` of the tokens now, and when they were sampled.
       advantages: `[B, N]`, or `[B, 1]` for one per sequence; constants.
-      mask: `[B, N]` float, 1 on completion tokens.
+      mask: `[B, N]` float, 1 on completion tokens. What the others hold never matters.
 
     Returns:
       `[B, N]`, and where the clipping acts: `clip_ratio/low_mean` and `clip_ratio/high_mean`,
-      shares of the tokens.
+      shares of the tokens (for sapo, which does not clip, where "clip" would). A log ratio is held
+      below 20 against overflow.
     """
     advantages = jnp.broadcast_to(advantages, log_probs.shape)
-    logs = log_ratio(log_probs, old_log_probs, mask, surrogate.level)
+    # A masked log-prob may be infinite: its gradient would be 0 times infinity.
+    log_probs, old_log_probs, advantages = (
+        jnp.where(mask > 0, x, 0.0) for x in (log_probs, old_log_probs, advantages)
+    )
+    logs = jnp.minimum(log_ratio(log_probs, old_log_probs, mask, surrogate.level), 20.0)
     ratio = jnp.exp(logs)
     low, high = 1.0 - surrogate.clip_low, 1.0 + surrogate.clip_high
     if surrogate.kind == "gmpo":
         low, high = jnp.exp(-surrogate.clip_low), jnp.exp(surrogate.clip_high)
-    below = (ratio < low) & (advantages < 0)
-    above = (ratio > high) & (advantages > 0)
+    lowers, raises = advantages < 0, advantages > 0
+    if surrogate.kind == "cispo":  # clips whatever the sign
+        lowers = raises = lowers | raises
+    below, above = (ratio < low) & lowers, (ratio > high) & raises
     if surrogate.kind == "clip":
         loss = -jnp.minimum(ratio * advantages, jnp.clip(ratio, low, high) * advantages)
         if surrogate.dual_clip is not None:
@@ -215,7 +224,7 @@ def kl_estimate(
 
     With d = log(reference / pi): k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1. As a term of the loss
     only k2 has the gradient of the reverse KL; k1 belongs into the reward (its gradient as a loss
-    is zero on average), k3 (GRPO's) is biased. |d| is held below 20 against overflow.
+    is zero on average), k3 (GRPO's) is biased. |d| is held below 20, k3 below 10, against outliers.
 
     Raises:
       ValueError: an unknown estimator.
@@ -226,13 +235,14 @@ def kl_estimate(
     if estimator == "k2":
         return 0.5 * difference**2
     if estimator == "k3":
-        return jnp.exp(difference) - difference - 1.0
+        return jnp.minimum(jnp.expm1(difference) - difference, 10.0)
     raise ValueError(f"kl_estimator={estimator!r}: must be one of k1, k2, k3.")
 
 
 def token_entropy(log_probs: jax.Array) -> jax.Array:
     """Entropy in nats `[...]` of distributions given as log-probabilities `[..., V]`."""
-    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+    probs = jnp.exp(log_probs)
+    return -jnp.sum(probs * jnp.where(probs > 0, log_probs, 0.0), axis=-1)
 
 
 def top_entropy_mask(entropy: jax.Array, mask: jax.Array, fraction: float) -> jax.Array:
@@ -240,7 +250,10 @@ def top_entropy_mask(entropy: jax.Array, mask: jax.Array, fraction: float) -> ja
 
     Keeps the ceil(fraction * tokens) tokens of largest entropy; ties with the last of them stay.
     """
-    kept = jnp.ceil(fraction * mask.sum()).astype(jnp.int32)
+    share = fraction * mask.sum()
+    whole = jnp.round(share)  # 0.3 * 50 is 15.000001 in float32
+    kept = jnp.where(jnp.isclose(share, whole, rtol=2e-7, atol=0.0), whole, jnp.ceil(share))
+    kept = kept.astype(jnp.int32)
     ranked = jnp.sort(jnp.where(mask > 0, entropy, -jnp.inf).ravel(), descending=True)
     least = ranked[jnp.maximum(kept - 1, 0)]
     return mask * (entropy >= least)
@@ -250,7 +263,7 @@ def covariance(log_probs: jax.Array, advantages: jax.Array, mask: jax.Array) -> 
     """Each token's share in Cov(log pi, A), `[B, N]`: what drives entropy down (2505.22617)."""
     advantages = jnp.broadcast_to(advantages, log_probs.shape)
     centred = [values - masked_mean(values, mask) for values in (log_probs, advantages)]
-    return jax.lax.stop_gradient(centred[0] * centred[1]) * mask
+    return jax.lax.stop_gradient(jnp.where(mask > 0, centred[0] * centred[1], 0.0))
 
 
 def clip_cov_mask(

@@ -54,8 +54,9 @@ def _token_objective(
         loss = loss + algorithm.kl_coef * kl
     if algorithm.kl_cov:
         away = log_probs - old
-        # |away|, with the slope 0 at 0, where that of jnp.abs is 1.
-        loss = loss + part.held * away * jax.lax.stop_gradient(jnp.sign(away))
+        # |away|, whose slope would be 1 either way where sampler and update differ by rounding.
+        slope = jnp.where(jnp.abs(away) < 1e-4, 0.0, jnp.sign(away))
+        loss = loss + part.held * away * jax.lax.stop_gradient(slope)
     total = jnp.sum(part.weights * (loss - entropy_coef * entropy))
     difference = jnp.abs(log_probs - part.old_log_probs) * part.mask
     metrics["entropy"] = losses.masked_mean(entropy, part.mask)
@@ -163,7 +164,6 @@ def update(
         state = state.replace(
             params=_finite_or(params, state.params, ok),
             opt_state=_finite_or(opt_state, state.opt_state, ok),
-            skipped=jnp.where(ok, 0, state.skipped + 1),
         )
         if algorithm.critic:
             state, critic_metrics = _update_critic(state, batch, config, optimizer)
@@ -173,6 +173,8 @@ def update(
     state, steps = jax.lax.scan(one, state, _minibatch_indices(order_key, config))
     metrics |= {name: value.mean() for name, value in steps.items()}
     metrics["skipped"] = steps["skipped"].sum()
+    state = state.replace(skipped=jnp.where(metrics["skipped"] > 0, state.skipped + 1, 0))
+    metrics["skipped_in_a_row"] = state.skipped
     step = state.step + 1
     state = state.replace(
         step=step, entropy_coef=_adapt(algorithm, state.entropy_coef, metrics["entropy"])

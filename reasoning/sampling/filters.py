@@ -45,30 +45,40 @@ class Filters:
         return self
 
 
-def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
+def filter_logits(
+    logits: jax.Array, filters: Filters, drawn: jax.Array | None = None
+) -> jax.Array:
     """Log-probabilities `[..., V]` of the distribution to sample from; removed tokens: MASKED.
 
     At temperature 0 the distribution is left at temperature 1 (see `choose`).
+
+    Args:
+      drawn: `[...]` int32, tokens that were drawn under these filters and so stay: computed again
+        with other rounding, one at the edge could fall out.
     """
     temperature = jnp.where(filters.temperature == 0, 1.0, filters.temperature)
     logits = logits.astype(jnp.float32)
     # The likeliest token is at 0 before the division: a low temperature enlarges no rounding there.
     logits = logits - logits.max(axis=-1, keepdims=True)
     log_probs = jax.nn.log_softmax(logits / temperature)
+    stays = jnp.zeros((), bool) if drawn is None else jax.nn.one_hot(
+        drawn, logits.shape[-1], dtype=bool
+    )
     if filters.top_k is not None:
         ranked = jnp.sort(log_probs, axis=-1, descending=True)
         last = jnp.clip(jnp.asarray(filters.top_k) - 1, 0, logits.shape[-1] - 1)
-        log_probs = _keep(log_probs, log_probs >= jnp.take(ranked, last, axis=-1)[..., None])
+        least = jnp.take(ranked, last, axis=-1)[..., None]
+        log_probs = _keep(log_probs, (log_probs >= least) | stays)
     if filters.top_p is not None:
         ranked = jnp.sort(log_probs, axis=-1, descending=True)
         probs = jnp.exp(ranked)
         before = jnp.cumsum(probs, axis=-1) - probs  # mass of the strictly likelier tokens
         kept = jnp.sum(before < filters.top_p, axis=-1, keepdims=True)
         least = jnp.take_along_axis(ranked, kept - 1, axis=-1)
-        log_probs = _keep(log_probs, log_probs >= least)
+        log_probs = _keep(log_probs, (log_probs >= least) | stays)
     if filters.min_p is not None:
         least = log_probs.max(axis=-1, keepdims=True) + jnp.log(filters.min_p)
-        log_probs = _keep(log_probs, log_probs >= least)
+        log_probs = _keep(log_probs, (log_probs >= least) | stays)
     return log_probs
 
 

@@ -17,7 +17,7 @@ FIGURES = (
     "tag_usage",
 )
 TUNED = ("mixed", "random", "fixed", "matched")
-REINFORCED = ("mixed_grpo", "matched_gfpo", "mixed_t1")
+REINFORCED = ("mixed_grpo", "matched_gfpo")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_run_directory_is_complete(finished):
     assert all(0 <= row["matching_entropy"] <= math.log(4) + 1e-5 for row in matched)
     completions = [json.loads(line) for line in (finished / "completions.jsonl").open()]
     tested = [row for row in completions if "step" not in row]
-    assert len(tested) == 7 * 12 * 8  # arms, problems, tags times samples
+    assert len(tested) == 6 * 12 * 8  # arms, problems, tags times samples
     assert {"prompt", "tag", "completion", "correct", "reason", "strategy"} <= set(completions[0])
 
 

@@ -68,6 +68,11 @@ def test_presets_known_by_their_papers():
             dict(positions="fork_exact", top_entropy=0.2),
             "positions='fork_exact': critic and top_entropy need",
         ),
+        (dict(positions="fork_exact", clip_cov=0.1), "positions='fork_exact': its objective has"),
+        (dict(positions="fork_exact", kl_cov=0.1), "positions='fork_exact': its objective has"),
+        (dict(positions="fork_exact", penalty="after"), "penalty='after': needs advantages by"),
+        (dict(critic=True, penalty="after"), "penalty='after': needs advantages by group;"),
+        (dict(advantage="reinforce_pp", penalty="after"), "penalty='after': needs advantages by"),
     ],
     ids=str,
 )

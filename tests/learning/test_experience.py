@@ -191,12 +191,29 @@ def test_what_is_optional_is_left_out_of_the_state(rl_config, tiny_params, keep)
             dict(num_prompts=6, num_minibatches=2, num_microbatches=2),
             "num_prompts=6: must be a multiple of num_minibatches * num_microbatches = 4.",
         ),
+        (
+            dict(preset="rloo", overrides=dict(advantage="pkpo", advantage_k=7)),
+            "advantage_k=7: must be at most num_samples=6.",
+        ),
+        (
+            dict(preset="rloo", rollout=dict(num_samples=1)),
+            "num_samples=1: a sample is compared with the others of its prompt; draw at least 2.",
+        ),
+        (
+            dict(preset="gfpo_exact", rollout=dict(num_samples=5)),
+            "num_samples=5: stratified draws need a multiple of num_strategies=3.",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message, rl_config):
     with pytest.raises(ValueError) as error:
         rl_config(**settings)
     assert str(error.value) == message
+
+
+def test_one_sample_a_prompt_is_enough_without_groups(rl_config):
+    for preset in ("ppo", "reinforce_pp"):
+        assert rl_config(preset, rollout=dict(num_samples=1)).rollout.num_samples == 1
 
 
 def test_forbidden_ids_are_not_allowed(rl_config):

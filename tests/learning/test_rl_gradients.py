@@ -237,10 +237,13 @@ def test_kl_cov_is_silent_while_the_policy_is_the_one_that_sampled(
     # Sampler and training pass agree up to rounding; the slope of |x| at 1e-6 is 1 all the same.
     rounding = 1e-6 * np.random.default_rng(0).normal(size=log_probs.shape)
     rollouts = rollouts.replace(log_probs=jnp.asarray(log_probs + rounding, jnp.float32))
-    config = rl_config(overrides=dict(kl_cov=0.2))
-    got = improve(config, tiny_params, rollouts)[0].opt_state["total"]
-    mask = trained(rollouts)
-    same(got, rloo_gradient(plain, tiny_params, prompts, rollouts, mask), **CLOSE)
+    config = rl_config(overrides=dict(clip_high=0.28, kl_cov=0.2), num_epochs=2, num_minibatches=2)
+    got = improve(config, tiny_params, rollouts, rate=0.0)[0].opt_state["total"]
+    # Two epochs of two minibatches, each the mean of half of the prompts.
+    expected = rloo_gradient(plain, tiny_params, prompts, rollouts, 4 * trained(rollouts))
+    same(got, expected, **CLOSE)
+    with pytest.raises(ValueError, match=r"^kl_cov=0\.2: holds tokens near the old policy"):
+        rl_config(overrides=dict(kl_cov=0.2))
 
 
 def test_entropy_shaped_advantages(
@@ -398,12 +401,14 @@ def test_only_the_minibatches_that_are_not_finite_are_skipped(
 
 
 def test_a_given_tag_is_scored_without_the_filters(
-    rl_config, tiny_params, prompts, made_up
+    rl_config, tiny_params, prompts, made_up, plain, quick
 ):
     rollouts = made_up()
-    config = rl_config(rollout=dict(temperature=0.5, min_p=0.5))
-    run = jax.jit(score, static_argnums=4)
-    own, _ = run(tiny_params, prompts, rollouts.tokens, rollouts.given, config)
+    config = rl_config(rollout=dict(temperature=0.5, min_p=0.3, tags="stratified"))
+    run = jax.jit(score, static_argnums=4, compiler_options=quick)
+    drawn, _ = run(tiny_params, prompts, rollouts.tokens, rollouts.given, config)
     given, _ = run(tiny_params, prompts, rollouts.tokens, ~rollouts.given, config)
-    assert (own[:, :, 0] < -1e20).any() and (given[:, :, 0] > -20).all()
-    np.testing.assert_array_equal(own[:, :, 1:], given[:, :, 1:])
+    expected, _ = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    np.testing.assert_allclose(given[:, :, 0], expected[:, :, 0], **CLOSE)
+    assert np.abs(drawn[:, :, 0] - expected[:, :, 0]).min() > 1e-3
+    np.testing.assert_array_equal(drawn[:, :, 1:], given[:, :, 1:])

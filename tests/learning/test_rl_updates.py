@@ -94,9 +94,12 @@ def test_learns_a_tag(preset, rl_config, fresh, prompts, learn):
 # One program
 
 NUM_STEPS, SEEDS = 5, 3
-# As it is run, and not as tests are compiled: bits may differ there between a loop's body and the
-# same code outside of a loop.
-AS_RUN = {"xla_backend_optimization_level": 3}
+
+
+@pytest.fixture(scope="module")
+def optimised(quick):
+    """Machine code as in a run. That of tests may round otherwise inside a loop than outside."""
+    return {**quick, "xla_backend_optimization_level": 3}
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +123,9 @@ def start(job, tiny, keep):
 
 
 @pytest.fixture(scope="module")
-def one_by_one(job, start, prompts):
+def one_by_one(job, start, prompts, optimised):
     """`one_by_one(seed, rate)`: the jitted steps in a Python loop."""
-    step = jax.jit(job[1], compiler_options=AS_RUN)
+    step = jax.jit(job[1], compiler_options=optimised)
 
     def run(seed, rate=3.0):
         state, keys = start(seed, rate)
@@ -135,10 +138,13 @@ def one_by_one(job, start, prompts):
     return run
 
 
-def test_scanned_steps_are_those_of_a_loop_to_the_bit(job, start, one_by_one, prompts, same):
+def test_scanned_steps_are_those_of_a_loop_to_the_bit(
+    job, start, one_by_one, prompts, same, optimised
+):
     state, keys = start(0)
     arguments = state, repeated(prompts, NUM_STEPS), keys
-    compiled = jax.jit(scan_steps(job[1]), compiler_options=AS_RUN).lower(*arguments).compile()
+    steps = jax.jit(scan_steps(job[1]), compiler_options=optimised)
+    compiled = steps.lower(*arguments).compile()
     got = compiled(*arguments)
     same(got, one_by_one(0))
     assert got[0].step == NUM_STEPS and got[1]["loss"].shape == (NUM_STEPS,)
