@@ -13,9 +13,8 @@ from typing import Any
 import ml_collections
 
 from experiments import launch
-from experiments.rl import Problems, check_rl, reinforce, rl_problems
-from experiments.sft import Data, Setup, evaluate, fine_tune, pretrain, set_up, training_data
-from reasoning.evaluation import reports
+from experiments.rl import RLData, check_rl, reinforce, rl_problems
+from experiments.sft import Setup, evaluate, fine_tune, pretrain, set_up, training_data
 from reasoning.runtime.runs import Run
 
 PROGRAM = "experiments.ablations"
@@ -66,7 +65,7 @@ def variants(config: ml_collections.ConfigDict) -> dict[str, ml_collections.Conf
 
 
 def run_seeds(
-    run: Run, setup: Setup, data: Data, problems: Problems, config: ml_collections.ConfigDict
+    run: Run, setup: Setup, data: RLData, config: ml_collections.ConfigDict
 ) -> list[dict[str, Any]]:
     """Fine-tune every seed once, train every variant from it, evaluate; one seed's results each."""
     seeds = range(config.seed, config.seed + config.seeds)
@@ -74,14 +73,14 @@ def run_seeds(
     policies: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for seed in seeds:
-        base, pretrained = pretrain(run, setup, data, config, seed)
-        start, spent = fine_tune(run, setup, base, data, config.arm, config, seed)
+        base, pretrained = pretrain(run, setup, data.supervised, config, seed)
+        start, spent = fine_tune(run, setup, base, data.supervised, config.arm, config, seed)
         policies.append({config.arm: start})
         results.append({"arms": {config.arm: {"training": spent}}, "pretraining": pretrained})
     for name, variant in variants(config).items():
         starts = [policy[config.arm] for policy in policies]
         settings = variant[config.ablation.section]
-        trained, spent = reinforce(run, setup, starts, problems, settings, name, seeds)
+        trained, spent = reinforce(run, setup, starts, data.problems, settings, name, seeds)
         for policy, result, params in zip(policies, results, trained, strict=True):
             policy[name] = params
             result["arms"][name] = {"training": dict(spent)}
@@ -102,19 +101,11 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
             check_rl(setup, variant, config.ablation.section)
         return setup
 
-    setup, results = launch.prepare(PROGRAM, build, config, workdir)
-    if results is None:
-        with launch.refusals():
-            data = training_data(setup, config)
-            problems = rl_problems(setup, config[config.ablation.section], config.seed)
-            run = Run(workdir, PROGRAM, config.to_dict())
-        with run:
-            seeds = run_seeds(run, setup, data, problems, config)
-            results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
-            reports.plot_run(run.path, setup.task.strategies, results)
-            run.finish(results)
-    print(reports.table(results))
-    print(f"plots: {workdir}/plots")
+    def make_data(setup: Setup, config: ml_collections.ConfigDict) -> RLData:
+        problems = rl_problems(setup, config[config.ablation.section], config.seed)
+        return RLData(training_data(setup, config), problems)
+
+    launch.run_program(PROGRAM, config, workdir, build, make_data, run_seeds)
 
 
 if __name__ == "__main__":

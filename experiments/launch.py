@@ -14,7 +14,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from reasoning.runtime.runs import finished_results
+from reasoning.evaluation import reports
+from reasoning.runtime.runs import Run, finished_results
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The configuration file, with an optional preset after a colon."
@@ -23,6 +24,7 @@ _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "countdown.py"
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
 
 Setup = TypeVar("Setup")
+Data = TypeVar("Data")
 Purpose = Literal["init", "tags", "assign", "evaluate", "rollouts", "validate"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
@@ -48,6 +50,35 @@ def refusals() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         refuse(error)
+
+
+def run_program(
+    program: str,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    build: Callable[[ml_collections.ConfigDict], Setup],
+    make_data: Callable[[Setup, ml_collections.ConfigDict], Data],
+    run_seeds: Callable[[Run, Setup, Data, ml_collections.ConfigDict], list[dict[str, Any]]],
+) -> None:
+    """Check, train and evaluate every seed, then report; a finished run is only reported.
+
+    Args:
+      build: what the configuration describes; refuses what cannot run (ValueError).
+      make_data: the training data, still before anything is written.
+      run_seeds: one seed's results each; a single one's are the run's.
+    """
+    setup, results = prepare(program, build, config, workdir)
+    if results is None:
+        with refusals():
+            data = make_data(setup, config)
+            run = Run(workdir, program, config.to_dict())
+        with run:
+            seeds = run_seeds(run, setup, data, config)
+            results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
+            reports.plot_run(run.path, setup.task.strategies, results)
+            run.finish(results)
+    print(reports.table(results))
+    print(f"plots: {workdir}/plots")
 
 
 def prepare(

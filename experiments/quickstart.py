@@ -17,6 +17,7 @@
    well (pass@1 of its own tag)?
 """
 
+import dataclasses
 import time
 from typing import Any
 
@@ -25,7 +26,6 @@ import ml_collections
 from experiments import launch
 from experiments.rl import Problems, check_rl, reinforce, rl_problems
 from experiments.sft import Data, Setup, evaluate, fine_tune, pretrain, set_up, training_data
-from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import difference_estimate
 from reasoning.learning.assignment import ARMS
 from reasoning.runtime.runs import Run
@@ -38,17 +38,26 @@ REINFORCED = {
     "matched_gfpo": ("matched", "gfpo"),
     "mixed_t1": ("mixed", "t1"),
 }
-# Paired differences on the held-out problems: figure, first arm, second arm.
+# Paired differences on the held-out problems: a figure of an arm, less one of another.
 COMPARED = (
-    ("pass@S", "matched", "mixed"),
-    ("pass@S", "matched", "random"),
-    ("pass@S", "matched", "fixed"),
-    ("pass@S", "matched_gfpo", "matched"),
-    ("pass@1_own_tag", "matched_gfpo", "matched"),
-    ("pass@1_own_tag", "matched_gfpo", "mixed_grpo"),
-    ("pass@1_own_tag", "mixed_grpo", "mixed"),
-    ("pass@1_own_tag", "mixed_t1", "mixed"),
+    (("pass@S", "matched"), ("pass@S", "mixed")),
+    (("pass@S", "matched"), ("pass@S", "random")),
+    (("pass@S", "matched"), ("pass@S", "fixed")),
+    (("pass@S", "matched_gfpo"), ("pass@S", "matched")),
+    (("pass@1_own_tag", "matched_gfpo"), ("pass@1", "matched")),
+    (("pass@1_own_tag", "matched_gfpo"), ("pass@1_best_tag", "matched")),
+    (("pass@1_own_tag", "matched_gfpo"), ("pass@1_own_tag", "mixed_grpo")),
+    (("pass@1_own_tag", "mixed_grpo"), ("pass@1_own_tag", "mixed")),
+    (("pass@1_own_tag", "mixed_t1"), ("pass@1_own_tag", "mixed")),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class QuickstartData:
+    """What the four arms train on, and the problems of each section of RL."""
+
+    supervised: Data
+    problems: dict[str, Problems]
 
 
 def reinforced_arms(config: ml_collections.ConfigDict) -> list[str]:
@@ -83,35 +92,46 @@ def evaluate_arms(
         summaries[arm] = evaluate(run, setup, params, arm, tags, config, seed)
         spent[arm]["evaluation_seconds"] = time.monotonic() - started
     comparisons = {
-        f"{figure} of {a} less {b}": difference_estimate(
-            summaries[a].per_problem[figure], summaries[b].per_problem[figure]
+        f"{figure} of {arm} less {less} of {other}": difference_estimate(
+            summaries[arm].per_problem[figure], summaries[other].per_problem[less]
         ).as_dict()
-        for figure, a, b in COMPARED
-        if a in summaries and b in summaries
+        for (figure, arm), (less, other) in COMPARED
+        if arm in summaries and other in summaries
     }
     arms = {arm: {**summaries[arm].figures, "training": spent[arm]} for arm in policies}
     return {"arms": arms, "comparisons": comparisons, "pretraining": spent["base"], "seed": seed}
 
 
-def run_seeds(
-    run: Run, setup: Setup, data: Data, problems: Problems, config: ml_collections.ConfigDict
-) -> list[dict[str, Any]]:
-    """Fine-tune seed by seed, reinforce all seeds at once, evaluate; one seed's results each."""
-    seeds = range(config.seed, config.seed + config.seeds)
-    policies, spent = zip(
-        *(train_arms(run, setup, data, config, seed) for seed in seeds), strict=True
-    )
+def reinforce_arms(
+    run: Run,
+    setup: Setup,
+    problems: dict[str, Problems],
+    policies: dict[str, Any],
+    spent: dict[str, Any],
+    config: ml_collections.ConfigDict,
+    seed: int,
+) -> None:
+    """Add the reinforced arms to a seed's policies, and what they took."""
     for arm in reinforced_arms(config):
         start, section = REINFORCED[arm]
-        reinforced, took = reinforce(
-            run, setup, [p[start] for p in policies], problems, config[section], arm, seeds
+        (policies[arm],), spent[arm] = reinforce(
+            run, setup, [policies[start]], problems[section], config[section], arm, [seed]
         )
-        for i, params in enumerate(reinforced):
-            policies[i][arm], spent[i][arm] = params, dict(took)
-    return [
-        evaluate_arms(run, setup, policies[i], spent[i], config, seed)
-        for i, seed in enumerate(seeds)
-    ]
+
+
+def run_seeds(
+    run: Run, setup: Setup, data: QuickstartData, config: ml_collections.ConfigDict
+) -> list[dict[str, Any]]:
+    """Fine-tune, reinforce and evaluate every arm, seed after seed; one seed's results each.
+
+    So the first seed of many gives the figures of that seed alone.
+    """
+    results = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        policies, spent = train_arms(run, setup, data.supervised, config, seed)
+        reinforce_arms(run, setup, data.problems, policies, spent, config, seed)
+        results.append(evaluate_arms(run, setup, policies, spent, config, seed))
+    return results
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -123,19 +143,12 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
             check_rl(setup, config, REINFORCED[arm][1])
         return setup
 
-    setup, results = launch.prepare(PROGRAM, build, config, workdir)
-    if results is None:
-        with launch.refusals():
-            data = training_data(setup, config)
-            problems = rl_problems(setup, config.grpo, config.seed)
-            run = Run(workdir, PROGRAM, config.to_dict())
-        with run:
-            seeds = run_seeds(run, setup, data, problems, config)
-            results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
-            reports.plot_run(run.path, setup.task.strategies, results)
-            run.finish(results)
-    print(reports.table(results))
-    print(f"plots: {workdir}/plots")
+    def make_data(setup: Setup, config: ml_collections.ConfigDict) -> QuickstartData:
+        sections = [REINFORCED[arm][1] for arm in reinforced_arms(config)]
+        problems = {name: rl_problems(setup, config[name], config.seed) for name in sections}
+        return QuickstartData(training_data(setup, config), problems)
+
+    launch.run_program(PROGRAM, config, workdir, build, make_data, run_seeds)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ the algorithm (`reasoning.learning.algorithms`) and evaluates both. A reward tha
 compiles into one program with sampler and update; others are judged on the host.
 """
 
+import contextlib
 import dataclasses
+import functools
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -39,9 +42,10 @@ from reasoning.evaluation.estimators import pass_at_k
 from reasoning.evaluation.policies import sample_and_judge
 from reasoning.learning import rollouts as ro
 from reasoning.learning.algorithms import make_algorithm
-from reasoning.learning.experience import Metrics, PolicyState, RLConfig, init_policy_state
 from reasoning.learning.optimizers import make_optimizer
+from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
 from reasoning.learning.rl_updates import make_rl_step, scan_steps, update
+from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import device_reward, problem_arrays
 from reasoning.rewards.host import HostReward, task_reward
 from reasoning.rewards.shaping import task_ids
@@ -63,10 +67,21 @@ class Problems:
     prompts: ro.PromptBatch
 
 
+@dataclasses.dataclass(frozen=True)
+class RLData:
+    """What the supervised phases train on, and the problems of RL."""
+
+    supervised: Data
+    problems: Problems
+
+
 def rl_config(
-    setup: Setup, settings: ml_collections.ConfigDict, num_seeds: int = 1
+    setup: Setup, settings: ml_collections.ConfigDict, early_exit: bool = True
 ) -> RLConfig:
     """What an RL step is compiled for, from `config.rl` or a section like it.
+
+    Args:
+      early_exit: let the sampler end when every row has.
 
     Raises:
       ValueError: what cannot work, in one sentence.
@@ -80,7 +95,7 @@ def rl_config(
             num_samples=settings.samples,
             max_new_tokens=setup.model.max_length - setup.prompt_length,
             tags="stratified" if algorithm.positions == "fork_exact" else "own",
-            early_exit=num_seeds == 1,
+            early_exit=early_exit,
             temperature=settings.temperature,
             top_p=settings.top_p,
             min_p=settings.min_p,
@@ -159,22 +174,31 @@ def filter_by_difficulty(
     return kept
 
 
-def one_program(
-    config: RLConfig, optimizer: optax.GradientTransformation, reward: RewardFn
-) -> Advance:
-    """Several steps of all seeds as one compiled program, the seeds vmapped.
+def seeds_in_parallel() -> bool:
+    """Whether the seeds of one program run side by side: a CPU is filled by one of them."""
+    return jax.default_backend() != "cpu"
 
-    State, prompts `[seeds, n, P]` and keys `[seeds, n]` have a leading axis of seeds.
+
+@functools.cache
+def one_program(
+    config: RLConfig,
+    optimizer: optax.GradientTransformation,
+    reward: RewardFn,
+    parallel: bool,
+) -> Advance:
+    """Several steps of all seeds as one compiled program: vmapped if `parallel`, else in a loop.
+
+    State, prompts `[seeds, n, P]` and keys `[seeds, n]` have a leading axis of seeds. The same
+    object for the same arguments, so that runs of one seed after another compile once.
     """
     steps = scan_steps(make_rl_step(config, optimizer, reward))
 
     def all_seeds(
         state: PolicyState, prompts: ro.PromptBatch, keys: jax.Array
     ) -> tuple[PolicyState, Metrics]:
-        if len(keys) > 1:
+        if parallel:
             return jax.vmap(steps)(state, prompts, keys)
-        only = jax.tree.map(lambda x: x[0], (state, prompts, keys))
-        return jax.tree.map(lambda x: x[None], steps(*only))
+        return jax.lax.map(lambda x: steps(*x), (state, prompts, keys))
 
     return jax.jit(all_seeds, donate_argnums=0)
 
@@ -240,12 +264,16 @@ def in_turn(
 def validate(
     run: Run, setup: Setup, params: Any, name: str, step: int, settings: Any, seed: int
 ) -> dict[str, float]:
-    """pass@1 and pass@k of the policy's own tags on validation problems."""
+    """pass@1 and pass@k of the policy's own tags on validation problems; prints a few."""
     tags = np.full(settings.validation_samples, OWN_TAG)
     key = jax.random.fold_in(launch.run_key(seed, "validate"), step)
     judged = sample_and_judge(setup.policy(params), setup.validation, tags, key, Filters())
     rows = judged.rows(setup.task, setup.validation)
     run.log_completions({"seed": seed, "arm": name, "step": step, **row} for row in rows)
+    if settings.printed:
+        few = rows[: len(tags) * settings.printed : len(tags)]  # the first of so many problems
+        width = shutil.get_terminal_size().columns
+        print(f"{name}, step {step}, seed {seed}:\n{reports.completions_table(few, width)}")
     solved, k = judged.correct.sum(axis=1), len(tags)
     return {
         "validation/pass@1": float(judged.correct.mean()),
@@ -253,18 +281,39 @@ def validate(
     }
 
 
-def make_advance(
+@contextlib.contextmanager
+def compiled_steps(
     setup: Setup, data: Problems, settings: ml_collections.ConfigDict, config: RLConfig
-) -> Advance:
-    """The compiled steps that the settings ask for."""
-    optimizer = make_optimizer(optimizer_config(settings, settings.epochs * settings.minibatches))
+) -> Iterator[Advance]:
+    """The steps that the settings ask for; worker processes of a host reward end with the block."""
+    optimizer = rl_optimizer(settings)
     on_device = device_reward(setup.task, setup.tokenizer)
-    if on_device is None:
-        host = HostReward(task_reward(setup.task), setup.tokenizer, num_workers=settings.workers)
-        return in_turn(config, optimizer, host, data.problems)
-    if settings.one_program:
-        return one_program(config, optimizer, on_device)
-    return in_turn(config, optimizer, on_device, None)
+    if on_device is not None and settings.one_program:
+        yield one_program(config, optimizer, on_device, seeds_in_parallel())
+    elif on_device is not None:
+        yield in_turn(config, optimizer, on_device, None)
+    else:
+        judge = task_reward(setup.task)
+        with HostReward(judge, setup.tokenizer, num_workers=settings.workers) as reward:
+            yield in_turn(config, optimizer, reward, data.problems)
+
+
+def rl_optimizer(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """The policy's optimizer; its schedule spans every update of every step."""
+    return make_optimizer(optimizer_config(settings, settings.epochs * settings.minibatches))
+
+
+def plan_rollouts(
+    setup: Setup,
+    params: Any,
+    data: Problems,
+    settings: ml_collections.ConfigDict,
+    seed: int,
+) -> tuple[np.ndarray, jax.Array]:
+    """Which problems each step of a seed draws `[steps, P]`, and its keys `[steps]`."""
+    kept = filter_by_difficulty(setup, params, data, settings, seed)
+    order = schedule(len(kept), settings.steps, settings.prompts * settings.rounds, seed)
+    return kept[order], jax.random.split(launch.run_key(seed, "rollouts"), settings.steps)
 
 
 def reinforce(
@@ -284,43 +333,35 @@ def reinforce(
     Raises:
       FloatingPointError: `max_skipped` steps in a row had no finite loss or gradient.
     """
-    config = rl_config(setup, settings, num_seeds=len(seeds))
-    optimizer = make_optimizer(optimizer_config(settings, settings.epochs * settings.minibatches))
+    # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
+    config = rl_config(setup, settings, early_exit=len(seeds) == 1 or not seeds_in_parallel())
+    optimizer = rl_optimizer(settings)
     states = [init_policy_state(params, config, optimizer) for params in policies]
     state = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    plans, keys = [], []
-    for params, seed in zip(policies, seeds, strict=True):
-        kept = filter_by_difficulty(setup, params, data, settings, seed)
-        per_step = config.num_prompts * config.max_rounds
-        plans.append(kept[schedule(len(kept), settings.steps, per_step, seed)])
-        keys.append(jax.random.split(launch.run_key(seed, "rollouts"), settings.steps))
-    plan, keys = np.stack(plans), jnp.stack(keys)  # [seeds, steps, P], [seeds, steps]
-    advance = make_advance(setup, data, settings, config)
+    plans = [
+        plan_rollouts(setup, params, data, settings, seed)
+        for params, seed in zip(policies, seeds, strict=True)
+    ]
+    plan, keys = (np.stack([p for p, _ in plans]), jnp.stack([k for _, k in plans]))
 
     def check_in(step: int) -> None:
         for i, seed in enumerate(seeds):
-            params = jax.tree.map(lambda x, i=i: x[i], state.params)
+            params = jax.tree.map(lambda x: x[i], state.params)  # noqa: B023
             figures = validate(run, setup, params, name, step, settings, seed)
             run.log_metrics(name, step, {"seed": seed, **figures})
 
     progress = Progress(name, settings.steps)
     started, tokens = time.monotonic(), 0.0
-    for start in range(0, settings.steps, settings.validate_every):
-        check_in(start)
-        stop = min(start + settings.validate_every, settings.steps)
-        prompts = jax.tree.map(lambda x: x[plan[:, start:stop]], data.prompts)  # noqa: B023
-        state, metrics = advance(state, prompts, keys[:, start:stop])
-        metrics = jax.device_get(metrics)  # [seeds, n]
-        for i in range(stop - start):
-            for j, seed in enumerate(seeds):
-                values = {key: value[j, i] for key, value in metrics.items()}
-                run.log_metrics(name, start + i, {"seed": seed, **values})
-            drawn = float(metrics["num_tokens"][:, i].sum())
-            tokens += drawn
-            progress.advance(drawn, reward=float(metrics["reward"][:, i].mean()))
-        skipped = int(metrics["skipped_in_a_row"].max())
-        if skipped >= settings.max_skipped:
-            stop_lost(run, state, name, stop, skipped)
+    with compiled_steps(setup, data, settings, config) as advance:
+        for start in range(0, settings.steps, settings.validate_every):
+            check_in(start)
+            stop = min(start + settings.validate_every, settings.steps)
+            prompts = jax.tree.map(lambda x: x[plan[:, start:stop]], data.prompts)  # noqa: B023
+            state, metrics = advance(state, prompts, keys[:, start:stop])
+            tokens += record(run, progress, name, start, seeds, jax.device_get(metrics))
+            skipped = int(metrics["skipped_in_a_row"].max())
+            if skipped >= settings.max_skipped:
+                stop_lost(run, state, name, stop, skipped)
     check_in(settings.steps)
     progress.close()
     spent = {
@@ -329,6 +370,24 @@ def reinforce(
         "seconds": (time.monotonic() - started) / len(seeds),
     }
     return [jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(len(seeds))], spent
+
+
+def record(
+    run: Run,
+    progress: Progress,
+    name: str,
+    start: int,
+    seeds: Sequence[int],
+    metrics: Metrics,
+) -> float:
+    """Log the metrics `[seeds, n]` of n steps from `start` on; returns the tokens of all."""
+    for i in range(metrics["reward"].shape[1]):
+        for j, seed in enumerate(seeds):
+            values = {key: value[j, i] for key, value in metrics.items()}
+            run.log_metrics(name, start + i, {"seed": seed, **values})
+        drawn = float(metrics["num_tokens"][:, i].sum())
+        progress.advance(drawn, reward=float(metrics["reward"][:, i].mean()))
+    return float(metrics["num_tokens"].sum())
 
 
 def stop_lost(run: Run, state: PolicyState, name: str, step: int, skipped: int) -> NoReturn:
@@ -378,18 +437,18 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
 
 
 def run_seeds(
-    run: Run, setup: Setup, data: Data, problems: Problems, config: ml_collections.ConfigDict
+    run: Run, setup: Setup, data: RLData, config: ml_collections.ConfigDict
 ) -> list[dict[str, Any]]:
     """Train every seed as `experiments.sft`, then reinforce all; returns each seed's results."""
     arm, name = config.arm, f"{config.arm}_{config.rl.algorithm}"
     tags, seeds = setup.trained_tags(arm), range(config.seed, config.seed + config.seeds)
     before, results = [], []
     for seed in seeds:
-        base, pretrained = pretrain(run, setup, data, config, seed)
-        params, spent = fine_tune(run, setup, base, data, arm, config, seed)
+        base, pretrained = pretrain(run, setup, data.supervised, config, seed)
+        params, spent = fine_tune(run, setup, base, data.supervised, arm, config, seed)
         before.append(params)
         results.append({"arms": {arm: {"training": spent}}, "pretraining": pretrained})
-    after, spent = reinforce(run, setup, before, problems, config.rl, name, seeds)
+    after, spent = reinforce(run, setup, before, data.problems, config.rl, name, seeds)
     for seed, result, *policies in zip(seeds, results, before, after, strict=True):
         result["arms"][name] = {"training": spent}
         for label, params in zip((arm, name), policies, strict=True):
@@ -408,19 +467,10 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
         check_rl(setup, config, "rl")
         return setup
 
-    setup, results = launch.prepare(PROGRAM, build, config, workdir)
-    if results is None:
-        with launch.refusals():
-            data = training_data(setup, config)
-            problems = rl_problems(setup, config.rl, config.seed)
-            run = Run(workdir, PROGRAM, config.to_dict())
-        with run:
-            seeds = run_seeds(run, setup, data, problems, config)
-            results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
-            reports.plot_run(run.path, setup.task.strategies, results)
-            run.finish(results)
-    print(reports.table(results))
-    print(f"plots: {workdir}/plots")
+    def make_data(setup: Setup, config: ml_collections.ConfigDict) -> RLData:
+        return RLData(training_data(setup, config), rl_problems(setup, config.rl, config.seed))
+
+    launch.run_program(PROGRAM, config, workdir, build, make_data, run_seeds)
 
 
 if __name__ == "__main__":

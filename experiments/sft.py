@@ -21,7 +21,6 @@ from reasoning.data import pipelines
 from reasoning.data.tasks import make_task
 from reasoning.data.tasks.base import Task, distinct_problems
 from reasoning.data.tokenizers import Tokenizer, train_tokenizer
-from reasoning.evaluation import reports
 from reasoning.evaluation.policies import Policy, Summary, sample_and_judge, summarise
 from reasoning.learning import assignment
 from reasoning.learning.losses import check_reduction
@@ -295,37 +294,30 @@ def evaluate(
     return summarise(policy, judged, own, greedy, validation)
 
 
-def run_seed(
-    run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
-) -> dict[str, Any]:
-    """Pre-train, fine-tune under `config.arm`, evaluate; returns one seed's results."""
-    base, pretrained = pretrain(run, setup, data, config, seed)
-    params, spent = fine_tune(run, setup, base, data, config.arm, config, seed)
-    tags = setup.trained_tags(config.arm)
-    summary = evaluate(run, setup, params, config.arm, tags, config, seed)
-    arms = {config.arm: {**summary.figures, "training": spent}}
-    return {"arms": arms, "pretraining": pretrained, "seed": seed}
+def run_seeds(
+    run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict
+) -> list[dict[str, Any]]:
+    """Pre-train, fine-tune under `config.arm`, evaluate; one seed's results each."""
+    arm, results = config.arm, []
+    for seed in range(config.seed, config.seed + config.seeds):
+        base, pretrained = pretrain(run, setup, data, config, seed)
+        params, spent = fine_tune(run, setup, base, data, arm, config, seed)
+        figures = evaluate(run, setup, params, arm, setup.trained_tags(arm), config, seed).figures
+        arms = {arm: {**figures, "training": spent}}
+        results.append({"arms": arms, "pretraining": pretrained, "seed": seed})
+    return results
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Run every seed, then report."""
-    setup, results = launch.prepare(
-        PROGRAM, lambda config: set_up(config, (config.arm,)), config, workdir
+    launch.run_program(
+        PROGRAM,
+        config,
+        workdir,
+        build=lambda config: set_up(config, (config.arm,)),
+        make_data=training_data,
+        run_seeds=run_seeds,
     )
-    if results is None:
-        with launch.refusals():
-            data = training_data(setup, config)
-            run = Run(workdir, PROGRAM, config.to_dict())
-        with run:
-            seeds = [
-                run_seed(run, setup, data, config, seed)
-                for seed in range(config.seed, config.seed + config.seeds)
-            ]
-            results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
-            reports.plot_run(run.path, setup.task.strategies, results)
-            run.finish(results)
-    print(reports.table(results))
-    print(f"plots: {workdir}/plots")
 
 
 if __name__ == "__main__":

@@ -39,17 +39,20 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.seeds = 5 if preset == "full" else 1
     config.arm = "matched"  # for experiments.sft; the quickstart runs all four
 
-    # Three numbers to 12, targets to 40, six tries. An argument left at None is the task's own.
+    # Three numbers to 20, targets to 40, five tries. An argument left at None is the task's own.
     config.task = ml_collections.ConfigDict()
     config.task.name = "countdown"
     config.task.arguments = ml_collections.ConfigDict(
-        {name: placeholder(int) for name in ("size", "largest", "target", "tries", "limit")}
+        {
+            name: placeholder(int)
+            for name in ("size", "largest", "target", "tries", "limit", "practice_tries")
+        }
     )
 
     config.model = ml_collections.ConfigDict()
     config.model.preset = "0.2m"
     config.model.num_strategies = 4
-    config.model.max_length = 96
+    config.model.max_length = 112
     # A field left at None is the preset's (reasoning.models.config.ModelConfig).
     for name in ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
         config.model[name] = placeholder(int)
@@ -88,7 +91,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.rl.algorithm = "gfpo"  # a preset of reasoning.learning.algorithms
     config.rl.override = override_placeholders()  # a field left at None is the preset's
     config.rl.steps = 20
-    config.rl.problems = 1500
+    config.rl.problems = 4000
     config.rl.prompts = 32  # a step draws `samples` completions of so many problems
     config.rl.samples = 16
     config.rl.rounds = 1  # dynamic sampling draws so many times to fill uninformative groups
@@ -107,12 +110,13 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.rl.minibatches = 1
     config.rl.microbatches = 1
     config.rl.optimizer = "adamw"
-    config.rl.learning_rate = 1e-3
-    config.rl.warmup_steps = 0
+    config.rl.learning_rate = 5e-4
+    config.rl.warmup_steps = 5
     config.rl.weight_decay = 0.0
     config.rl.clip_norm = 1.0
     config.rl.validate_every = 10
     config.rl.validation_samples = 8
+    config.rl.printed = 3  # completions shown at every validation; all are in completions.jsonl
     config.rl.max_skipped = 5  # steps in a row without a finite gradient that end the run
     config.rl.one_program = True  # False: sampling, reward and update in turn, each timed
     config.rl.workers = 0  # processes for a reward on the host
@@ -126,6 +130,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.gfpo.epochs = 4
     config.gfpo.minibatches = 4
     config.gfpo.learning_rate = 2e-4
+    config.grpo.steps = config.gfpo.steps = 20
     config.t1.samples = 64
     config.t1.prompts = 8
     config.t1.temperature = 1.2

@@ -75,6 +75,7 @@ class Judged:
                 "prompt": task.prompt(problems[p]),
                 "tag": int(self.tags[p, r]),
                 "completion": self.completions[p, r],
+                "reward": float(self.correct[p, r]),
                 "correct": bool(self.correct[p, r]),
                 "reason": self.reasons[p, r],
                 "strategy": names[self.strategies[p, r]],
@@ -233,11 +234,12 @@ def summarise(
     per_problem = {
         "pass@1": correct.mean(axis=(1, 2)),
         "pass@1_own_tag": own.correct.mean(axis=1),
+        "pass@1_best_tag": correct[:, best].mean(axis=1),
         "pass@S": curve[:, ks.index(num_strategies)],
     }
     figures = {
         **{name: _mean(values) for name, values in per_problem.items()},
-        "pass@1_best_tag": {**_mean(correct[:, best].mean(axis=1)), "tag": int(tags[best])},
+        "pass@1_best_tag": {**_mean(per_problem["pass@1_best_tag"]), "tag": int(tags[best])},
         "cons@S": _mean(votes),
         "greedy_coverage": _mean(greedy.correct.any(axis=1)),
         "trace_validity": _mean(judged.validity.mean(axis=1)),

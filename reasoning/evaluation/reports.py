@@ -51,6 +51,24 @@ COLOURS = {
 SPENT = ("steps", "tokens", "seconds", "evaluation_seconds")  # what training an arm took
 
 
+def completions_table(rows: Sequence[Mapping[str, Any]], width: int) -> str:
+    """Completions with reward and reason, one a line, cut in the middle to `width` characters.
+
+    Args:
+      rows: as `reasoning.evaluation.policies.Judged.rows` makes them.
+    """
+    heading = f"{'reward':>6}  {'reason':<14}  {'tag':>3}  completion"
+    lines = [heading]
+    for row in rows:
+        text = f"{row['prompt']} {row['completion']}"
+        opening = f"{row['reward']:6.2f}  {row['reason']:<14}  {row['tag']:>3}  "
+        room = max(width - len(opening), 20)
+        if len(text) > room:  # a completion says most at both of its ends
+            text = f"{text[: room // 2 - 2]} .. {text[len(text) - (room - room // 2 - 2) :]}"
+        lines.append(opening + text)
+    return "\n".join(lines)
+
+
 def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Put the results of several seeds together: means and intervals over seeds.
 

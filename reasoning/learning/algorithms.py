@@ -44,6 +44,8 @@ class Algorithm:
         dropping them, or by a KL to the old policy (2505.22617); 0 leaves it out.
       penalty: unexpected patterns (over-long, repetition, garbled) get reward -1 "before" the
         baseline (T1's wording), or advantage -1 "after" it, with baselines over the others.
+      mask_truncated: completions that were cut off have no loss, though their rewards are in the
+        baselines (DAPO's overlong filtering, 2503.14476; TRL's mask_truncated_completions).
       critic: PPO's value model and GAE in place of group baselines.
       gae_lambda: lambda of GAE; gamma is 1.
       value_clip: range of the clipped value loss.
@@ -70,18 +72,29 @@ class Algorithm:
     clip_cov: float = 0.0
     kl_cov: float = 0.0
     penalty: Penalty = "none"
+    mask_truncated: bool = False
     critic: bool = False
     gae_lambda: float = 1.0
     value_clip: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.advantage not in ADVANTAGES:
-            raise ValueError(
-                f"advantage={self.advantage!r}: must be one of {', '.join(ADVANTAGES)}."
-            )
+        self._check_values()
+        self._check_reference()
+        self._check_positions()
         if self.advantage in ("pass_at_k", "pkpo") and self.advantage_k is None:
             raise ValueError(f"advantage={self.advantage!r}: needs advantage_k.")
+        if self.advantage == "pass_at_k" and self.kl_in_reward:
+            raise ValueError(
+                "kl_in_reward=True: advantage='pass_at_k' needs rewards of 0 and 1; choose "
+                "kl_in_reward=False."
+            )
+        if self.penalty == "after" and not (self.grouped and self.positions != "fork_exact"):
+            raise ValueError("penalty='after': needs advantages by group; choose 'before'.")
+
+    def _check_values(self) -> None:
+        """Refuse a field whose value alone is wrong."""
         for name, allowed in (
+            ("advantage", tuple(ADVANTAGES)),
             ("positions", ("all", "fork", "fork_exact")),
             ("penalty", ("none", "before", "after")),
             ("kl_estimator", ("k1", "k2", "k3")),
@@ -96,28 +109,46 @@ class Algorithm:
                 raise ValueError(f"{name}={getattr(self, name)}: must be 0 or above.")
         if not 0 < self.top_entropy <= 1:
             raise ValueError(f"top_entropy={self.top_entropy}: must lie in (0, 1].")
-        if self.ema_decay is not None and not 0 <= self.ema_decay <= 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: must lie in [0, 1].")
         if not 0 <= self.gae_lambda <= 1:
             raise ValueError(f"gae_lambda={self.gae_lambda}: must lie in [0, 1].")
+
+    def _check_reference(self) -> None:
+        """Refuse a KL or a reference that cannot be."""
+        if self.ema_decay is not None and not 0 <= self.ema_decay <= 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: must lie in [0, 1].")
         if self.reset_every is not None and self.reset_every < 1:
             raise ValueError(f"reset_every={self.reset_every}: must be at least 1.")
         if self.ema_decay is not None and self.reset_every is not None:
             raise ValueError("ema_decay, reset_every: a reference follows one of the two rules.")
+        for name in ("ema_decay", "reset_every"):
+            if getattr(self, name) is not None and not self.kl_coef:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: has no effect with kl_coef=0, which keeps no "
+                    "reference; raise kl_coef or leave it out."
+                )
         if self.kl_in_reward and self.kl_estimator != "k1":
             raise ValueError(f"kl_estimator={self.kl_estimator!r}: in the reward it must be k1.")
-        grouped = not self.critic and self.advantage != "reinforce_pp"
-        if self.penalty == "after" and not (grouped and self.positions != "fork_exact"):
-            raise ValueError("penalty='after': needs advantages by group; choose 'before'.")
-        if self.positions == "fork_exact" and (self.kl_in_reward or self.clip_cov or self.kl_cov):
-            raise ValueError(
-                "positions='fork_exact': its objective has no sampled tokens; leave out "
-                "kl_in_reward, clip_cov and kl_cov."
-            )
+
+    def _check_positions(self) -> None:
+        """Refuse what the fork has no tokens for."""
+        if self.positions == "fork_exact":
+            for name in (
+                "kl_in_reward", "entropy_shaping", "clip_cov", "kl_cov", "mask_truncated",
+            ):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)}: positions='fork_exact' has no sampled "
+                        "tokens in its objective; leave it out."
+                    )
         if self.positions != "all" and (self.critic or self.top_entropy < 1):
             raise ValueError(
                 f"positions={self.positions!r}: critic and top_entropy need positions='all'."
             )
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a sample's reward is compared with those of its group."""
+        return not self.critic and self.advantage != "reinforce_pp"
 
     @property
     def on_fork(self) -> bool:
@@ -126,9 +157,10 @@ class Algorithm:
 
     @property
     def reads_entropy(self) -> bool:
-        """Whether tokens are chosen or weighted by entropy or covariance before the update."""
+        """Whether the policy's entropy or covariance is needed before the first gradient."""
         by_covariance = self.clip_cov > 0 or self.kl_cov > 0
-        return self.top_entropy < 1 or by_covariance or self.entropy_shaping > 0
+        by_entropy = self.top_entropy < 1 or self.entropy_shaping > 0
+        return by_covariance or by_entropy or self.entropy_target is not None
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -186,7 +218,8 @@ ALGORITHMS: dict[str, Algorithm] = {
 def make_algorithm(preset: str, **overrides: object) -> Algorithm:
     """The algorithm of a preset with some of its fields replaced.
 
-    A field of the surrogate may be given by its own name (`clip_high=0.28`).
+    A field of the surrogate may be given by its own name (`clip_high=0.28`). `ema_decay` and
+    `reset_every` replace each other's rule of the preset, and `kl_coef=0` clears either.
 
     Raises:
       ValueError: unknown preset or field, or an impossible combination.
@@ -204,4 +237,14 @@ def make_algorithm(preset: str, **overrides: object) -> Algorithm:
         algorithm.surrogate, **{name: overrides[name] for name in inner & overrides.keys()}
     )
     outer = {name: overrides[name] for name in known & overrides.keys()}
-    return dataclasses.replace(algorithm, surrogate=surrogate, **outer)
+    return dataclasses.replace(
+        algorithm, surrogate=surrogate, **{**_cleared(overrides), **outer}
+    )
+
+
+def _cleared(overrides: dict[str, object]) -> dict[str, None]:
+    """The preset's rules of the reference that the overrides leave without an effect."""
+    rules = ("ema_decay", "reset_every")
+    if overrides.get("kl_coef") == 0 or any(overrides.get(rule) is not None for rule in rules):
+        return dict.fromkeys(rules)
+    return {}

@@ -145,9 +145,9 @@ def policy_loss(
       mask: `[B, N]` float, 1 on completion tokens. What the others hold never matters.
 
     Returns:
-      `[B, N]`, and where the clipping acts: `clip_ratio/low_mean` and `clip_ratio/high_mean`,
-      shares of the tokens (for sapo, which does not clip, where "clip" would). A log ratio is held
-      below 20 against overflow.
+      `[B, N]`, and where the clipping acts: `clip_ratio/low_mean`, `clip_ratio/high_mean` and
+      `clip_ratio/region_mean` (either), shares of the tokens (for sapo, which does not clip, where
+      "clip" would). A log ratio is held below 20 against overflow.
     """
     advantages = jnp.broadcast_to(advantages, log_probs.shape)
     # A masked log-prob may be infinite: its gradient would be 0 times infinity.
@@ -183,6 +183,7 @@ def policy_loss(
     metrics = {
         "clip_ratio/low_mean": masked_mean(below.astype(jnp.float32), mask),
         "clip_ratio/high_mean": masked_mean(above.astype(jnp.float32), mask),
+        "clip_ratio/region_mean": masked_mean((below | above).astype(jnp.float32), mask),
     }
     return loss, metrics
 
@@ -281,10 +282,14 @@ def clip_cov_mask(
 
 
 def top_covariance(cov: jax.Array, mask: jax.Array, fraction: float) -> jax.Array:
-    """1 at the `fraction` of tokens of largest covariance, at least one `[B, N]`: KL-Cov."""
+    """1 at the `fraction` of tokens of largest covariance, at least one `[B, N]`: KL-Cov.
+
+    None whose covariance is not above 0: it does not lower the entropy, and where all advantages
+    are alike every token is level with the largest.
+    """
     kept = jnp.maximum(jnp.floor(fraction * mask.sum()), 1.0).astype(jnp.int32)
     ranked = jnp.sort(jnp.where(mask > 0, cov, -jnp.inf).ravel(), descending=True)
-    return mask * (cov >= ranked[kept - 1])
+    return mask * ((cov >= ranked[kept - 1]) & (cov > 0))
 
 
 def value_loss(

@@ -24,24 +24,29 @@ import optax
 
 from reasoning.learning import losses
 from reasoning.learning.algorithms import Algorithm
-from reasoning.learning.experience import (
-    Experience,
-    Metrics,
-    PolicyState,
-    RLConfig,
-    critic_values,
-    make_experience,
-    score,
-    tag_log_probs,
-)
+from reasoning.learning.experience import Experience, make_experience
 from reasoning.learning.references import update_reference
-from reasoning.learning.rollouts import PromptBatch, Rollouts, refill, roll_out, rollout_metrics
+from reasoning.learning.rl_state import PolicyState, RLConfig
+from reasoning.learning.rollouts import (
+    Metrics,
+    PromptBatch,
+    Rollouts,
+    drawn_metrics,
+    refill,
+    roll_out,
+    rollout_metrics,
+)
+from reasoning.learning.scoring import critic_values, score, tag_log_probs
 from reasoning.rewards.verdicts import RewardFn
+
+# An objective's loss of a part of a minibatch, with metrics to be added up over the parts (each
+# times the part's tokens) and metrics whose maximum counts.
+Objective = Callable[[Any, Experience], tuple[jax.Array, tuple[Metrics, Metrics]]]
 
 
 def _token_objective(
     params: Any, part: Experience, entropy_coef: jax.Array, config: RLConfig
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """The loss of a part of a minibatch; the parts' losses add up to the minibatch's."""
     algorithm = config.algorithm
     log_probs, entropy = score(params, part.prompts, part.tokens, part.given, config)
@@ -58,16 +63,16 @@ def _token_objective(
         slope = jnp.where(jnp.abs(away) < 1e-4, 0.0, jnp.sign(away))
         loss = loss + part.held * away * jax.lax.stop_gradient(slope)
     total = jnp.sum(part.weights * (loss - entropy_coef * entropy))
-    difference = jnp.abs(log_probs - part.old_log_probs) * part.mask
+    difference = jnp.where(part.mask > 0, jnp.abs(log_probs - part.old_log_probs), 0.0)
     metrics["entropy"] = losses.masked_mean(entropy, part.mask)
     metrics["sampling_logp_difference/mean"] = losses.masked_mean(difference, part.mask)
-    # Weighted by tokens, so that the parts' means add up to the minibatch's.
-    return total, {name: value * part.mask.sum() for name, value in metrics.items()}
+    sums = {name: value * part.mask.sum() for name, value in metrics.items()}
+    return total, (sums, {"sampling_logp_difference/max": difference.max()})
 
 
 def _fork_objective(
     params: Any, part: Experience, entropy_coef: jax.Array, reference: Any, config: RLConfig
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """Minus the expected reward over the tags, sum_g pi(g|x) q(x, g), exact in pi.
 
     q is the mean reward of a tag's samples; opening with anything but a tag is worth 0. No baseline
@@ -76,46 +81,109 @@ def _fork_objective(
     log_probs = tag_log_probs(params, part.prompts, config)
     probs = jnp.exp(log_probs)
     gain = jnp.sum(probs * part.tag_values, axis=1)
-    entropy = -jnp.sum(probs * log_probs, axis=1)
+    entropy = losses.token_entropy(log_probs)
     kl = jnp.zeros_like(gain)
     if config.algorithm.kl_coef:
         reference_log_probs = tag_log_probs(reference, part.prompts, config)
         kl = jnp.sum(probs * (log_probs - reference_log_probs), axis=1)
-    weights = part.weights[:, 0, 0] * part.tokens.shape[1]
+    weights, tokens = (x.sum(axis=(1, 2)) for x in (part.weights, part.mask))  # of each prompt
     total = jnp.sum(weights * (config.algorithm.kl_coef * kl - gain - entropy_coef * entropy))
-    metrics = {"entropy": entropy.mean(), "kl": kl.mean()}
-    return total, {name: value * part.mask.size for name, value in metrics.items()}
+    return total, ({"entropy": jnp.sum(entropy * tokens), "kl": jnp.sum(kl * tokens)}, {})
+
+
+def _critic_objective(
+    critic: Any, part: Experience, config: RLConfig
+) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
+    """The value model's loss, a mean over the minibatch's tokens."""
+    values = critic_values(critic, part.prompts, part.tokens, config)
+    loss = losses.value_loss(
+        values, part.old_values, part.returns, config.algorithm.value_clip
+    )
+    return jnp.sum(part.weights * loss), ({}, {})
 
 
 def _gradient(
-    objective: Callable[..., tuple[jax.Array, Metrics]],
-    params: Any,
-    batch: Experience,
-    num_microbatches: int,
+    objective: Objective, params: Any, batch: Experience, num_microbatches: int
 ) -> tuple[Any, jax.Array, Metrics]:
-    """Gradient, loss and metrics of a minibatch, its parts added up one after another."""
-    differentiate = jax.value_and_grad(objective, has_aux=True)
-    if num_microbatches == 1:
-        (loss, metrics), grads = differentiate(params, batch)
-        return grads, loss, metrics
-    parts = jax.tree.map(
-        lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), batch
+    """Gradient, loss and metrics of a minibatch, its parts one after another."""
+
+    def add(total: Any, part: Experience) -> tuple[Any, tuple[Metrics, Metrics]]:
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, part)
+        return jax.tree.map(jnp.add, total, (grads, loss)), metrics
+
+    parts = jax.tree.map(lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), batch)
+    start = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+    (grads, loss), (sums, maxima) = jax.lax.scan(add, start, parts)
+    tokens = jnp.maximum(batch.mask.sum(), 1.0)
+    metrics = {name: value.sum() / tokens for name, value in sums.items()}
+    return grads, loss, metrics | {name: value.max() for name, value in maxima.items()}
+
+
+def _weigh(batch: Experience, aggregation: losses.Aggregation, max_length: int) -> Experience:
+    """A minibatch with the weight of each of its tokens in the loss."""
+    rows = batch.mask.reshape(-1, batch.mask.shape[-1])
+    weights = losses.token_weights(rows, aggregation, max_length)
+    return batch.replace(weights=weights.reshape(batch.mask.shape))
+
+
+def _descend(
+    objective: Objective,
+    params: Any,
+    opt_state: Any,
+    batch: Experience,
+    config: RLConfig,
+    optimizer: optax.GradientTransformation,
+) -> tuple[Any, Any, Metrics]:
+    """One optimizer step, left out where the loss, the gradient or a reward is not finite.
+
+    Returns:
+      parameters, optimizer state, and metrics with `loss`, `grad_norm` and `skipped` (0 or 1).
+    """
+    grads, loss, metrics = _gradient(objective, params, batch, config.num_microbatches)
+    norm = optax.tree.norm(grads)
+    ok = jnp.isfinite(loss) & jnp.isfinite(norm) & batch.sound.all()
+    steps, new_opt_state = optimizer.update(grads, opt_state, params)
+    new = optax.apply_updates(params, steps), new_opt_state
+    kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, (params, opt_state))
+    return *kept, {**metrics, "loss": loss, "grad_norm": norm, "skipped": 1.0 - ok}
+
+
+def _improve_policy(
+    state: PolicyState,
+    batch: Experience,
+    entropy_coef: jax.Array,
+    config: RLConfig,
+    optimizer: optax.GradientTransformation,
+) -> tuple[PolicyState, Metrics]:
+    """One step of the policy on a minibatch."""
+    algorithm = config.algorithm
+    objective = partial(_token_objective, entropy_coef=entropy_coef, config=config)
+    if algorithm.positions == "fork_exact":
+        objective = partial(
+            _fork_objective, entropy_coef=entropy_coef, reference=state.reference, config=config
+        )
+    # The fork is one token each: its weight does not depend on any length.
+    aggregation = "token_mean" if algorithm.on_fork else algorithm.aggregation
+    batch = _weigh(batch, aggregation, config.rollout.max_new_tokens)
+    params, opt_state, metrics = _descend(
+        objective, state.params, state.opt_state, batch, config, optimizer
     )
+    return state.replace(params=params, opt_state=opt_state), metrics
 
-    def add(carry: Any, part: Experience) -> tuple[Any, None]:
-        (loss, metrics), grads = differentiate(params, part)
-        return jax.tree.map(jnp.add, carry, (grads, loss, metrics)), None
 
-    (loss, metrics), grads = jax.eval_shape(
-        differentiate, params, jax.tree.map(lambda x: x[0], parts)
+def _improve_critic(
+    state: PolicyState,
+    batch: Experience,
+    config: RLConfig,
+    optimizer: optax.GradientTransformation,
+) -> tuple[PolicyState, Metrics]:
+    """One step of the value model on a minibatch."""
+    batch = _weigh(batch, "token_mean", config.rollout.max_new_tokens)
+    critic, opt_state, metrics = _descend(
+        partial(_critic_objective, config=config), state.critic, state.critic_opt_state, batch,
+        config, optimizer,
     )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, loss, metrics))
-    total, _ = jax.lax.scan(add, zeros, parts)
-    return total
-
-
-def _finite_or(new: Any, old: Any, ok: jax.Array) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+    return state.replace(critic=critic, critic_opt_state=opt_state), metrics
 
 
 def update(
@@ -128,61 +196,58 @@ def update(
 ) -> tuple[PolicyState, Metrics]:
     """Improve the policy by judged rollouts: `num_epochs * num_minibatches` optimizer steps.
 
-    An optimizer step whose loss or gradient is not finite is skipped and counted.
+    An optimizer step whose loss, gradient or rewards are not finite is skipped and counted
+    (`skipped`, the critic's included); `reward_nan` counts the samples with such a reward.
 
     Raises:
       ValueError: not `num_prompts` prompts.
     """
-    algorithm = config.algorithm
     _check_prompts(prompts, config.num_prompts)
     select_key, order_key = jax.random.split(key)
     experience, metrics = make_experience(state, prompts, rollouts, select_key, config)
-    entropy_coef = _bonus(state, experience, config)
+    metrics["reward_nan"] = jnp.sum(~jnp.isfinite(rollouts.rewards))
+    entropy_coef = _bonus(state, experience, config.algorithm)
 
     def one(state: PolicyState, index: jax.Array) -> tuple[PolicyState, Metrics]:
         batch = jax.tree.map(lambda x: x[index], experience)
-        rows = batch.mask if algorithm.positions != "fork_exact" else jnp.ones_like(batch.mask)
-        weights = losses.token_weights(
-            rows.reshape(-1, rows.shape[-1]), algorithm.aggregation, config.rollout.max_new_tokens
-        )
-        if algorithm.on_fork:  # one token each: its weight does not depend on any length
-            weights = losses.token_weights(rows.reshape(-1, 1), "token_mean", 1)
-        batch = batch.replace(weights=weights.reshape(rows.shape))
-        if algorithm.positions == "fork_exact":
-            objective = partial(
-                _fork_objective, entropy_coef=entropy_coef, reference=state.reference,
-                config=config,
-            )
-        else:
-            objective = partial(_token_objective, entropy_coef=entropy_coef, config=config)
-        grads, loss, made = _gradient(objective, state.params, batch, config.num_microbatches)
-        norm = optax.tree.norm(grads)
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-        steps, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, steps)
-        made = {name: value / jnp.maximum(rows.sum(), 1.0) for name, value in made.items()}
-        state = state.replace(
-            params=_finite_or(params, state.params, ok),
-            opt_state=_finite_or(opt_state, state.opt_state, ok),
-        )
-        if algorithm.critic:
-            state, critic_metrics = _update_critic(state, batch, config, optimizer)
-            made |= critic_metrics
-        return state, {"loss": loss, "grad_norm": norm, "skipped": 1.0 - ok, **made}
+        state, made = _improve_policy(state, batch, entropy_coef, config, optimizer)
+        if config.algorithm.critic:
+            state, of_critic = _improve_critic(state, batch, config, optimizer)
+            made["value_loss"] = of_critic["loss"]
+            made["skipped"] += of_critic["skipped"]
+        return state, made
 
     state, steps = jax.lax.scan(one, state, _minibatch_indices(order_key, config))
-    metrics |= {name: value.mean() for name, value in steps.items()}
+    return _conclude(state, metrics | _over_steps(steps), config.algorithm)
+
+
+def _over_steps(steps: Metrics) -> Metrics:
+    """One figure of each metric of the optimizer steps `[steps]`."""
+    metrics = {name: value.mean() for name, value in steps.items()}
     metrics["skipped"] = steps["skipped"].sum()
-    state = state.replace(skipped=jnp.where(metrics["skipped"] > 0, state.skipped + 1, 0))
-    metrics["skipped_in_a_row"] = state.skipped
-    step = state.step + 1
+    for name in steps:
+        if name.startswith("sampling_logp_difference"):
+            metrics[name] = steps[name][0]  # later the policy has left the one that sampled
+    return metrics
+
+
+def _conclude(
+    state: PolicyState, metrics: Metrics, algorithm: Algorithm
+) -> tuple[PolicyState, Metrics]:
+    """What follows the last optimizer step: counters, the entropy's weight, the reference."""
+    skipped = metrics["skipped"] > 0
+    adapted = _adapt(algorithm, state.entropy_coef, metrics["entropy"])
     state = state.replace(
-        step=step, entropy_coef=_adapt(algorithm, state.entropy_coef, metrics["entropy"])
+        step=state.step + 1,
+        skipped=jnp.where(skipped, state.skipped + 1, 0),
+        # Where a step was skipped the entropy may be no number.
+        entropy_coef=jnp.where(skipped, state.entropy_coef, adapted),
     )
     if state.reference is not None:
-        reference = update_reference(algorithm, state.reference, state.params, step)
+        reference = update_reference(algorithm, state.reference, state.params, state.step)
         state = state.replace(reference=reference)
-    return state, {**metrics, "entropy_coef": state.entropy_coef}
+    metrics = {**metrics, "skipped_in_a_row": state.skipped, "entropy_coef": state.entropy_coef}
+    return state, metrics
 
 
 def _check_prompts(prompts: PromptBatch, needed: int) -> None:
@@ -201,19 +266,12 @@ def _minibatch_indices(key: jax.Array, config: RLConfig) -> jax.Array:
     return orders.reshape(config.num_epochs * config.num_minibatches, -1)
 
 
-def _bonus(state: PolicyState, experience: Experience, config: RLConfig) -> jax.Array:
+def _bonus(state: PolicyState, experience: Experience, algorithm: Algorithm) -> jax.Array:
     """The entropy bonus's weight in this update: 0 where the entropy is above its target."""
-    target = config.algorithm.entropy_target
-    if target is None:
+    if algorithm.entropy_target is None:
         return state.entropy_coef
-    prompts, mask = experience.prompts, experience.mask
-    if config.algorithm.positions == "fork_exact":
-        log_probs = tag_log_probs(state.params, prompts, config)
-        entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=1).mean()
-    else:
-        _, entropies = score(state.params, prompts, experience.tokens, experience.given, config)
-        entropy = losses.masked_mean(entropies, mask)
-    return jnp.where(entropy <= target, state.entropy_coef, 0.0)
+    entropy = losses.masked_mean(experience.entropy, experience.mask)
+    return jnp.where(entropy <= algorithm.entropy_target, state.entropy_coef, 0.0)
 
 
 def _adapt(algorithm: Algorithm, coefficient: jax.Array, entropy: jax.Array) -> jax.Array:
@@ -222,32 +280,6 @@ def _adapt(algorithm: Algorithm, coefficient: jax.Array, entropy: jax.Array) -> 
         return coefficient
     step = jnp.where(entropy < algorithm.entropy_target, 1.0, -1.0) * algorithm.entropy_delta
     return jnp.maximum(coefficient + step, 0.0)
-
-
-def _update_critic(
-    state: PolicyState,
-    batch: Experience,
-    config: RLConfig,
-    optimizer: optax.GradientTransformation,
-) -> tuple[PolicyState, Metrics]:
-    """One step of the value model on a minibatch."""
-
-    def loss_of(critic: Any) -> jax.Array:
-        values = critic_values(critic, batch.prompts, batch.tokens, config)
-        loss = losses.value_loss(
-            values, batch.old_values, batch.returns, config.algorithm.value_clip
-        )
-        return losses.masked_mean(loss, batch.mask)
-
-    loss, grads = jax.value_and_grad(loss_of)(state.critic)
-    ok = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
-    steps, opt_state = optimizer.update(grads, state.critic_opt_state, state.critic)
-    critic = optax.apply_updates(state.critic, steps)
-    state = state.replace(
-        critic=_finite_or(critic, state.critic, ok),
-        critic_opt_state=_finite_or(opt_state, state.critic_opt_state, ok),
-    )
-    return state, {"value_loss": loss}
 
 
 def make_rl_step(
@@ -268,15 +300,17 @@ def make_rl_step(
             roll_out, state.params, config=config.model, rollout=config.rollout, reward=reward,
             allowed=config.allowed_ids(), eos_id=config.eos_id, pad_id=config.pad_id,
         )
+        penalty = config.algorithm.penalty
         if config.max_rounds == 1:
-            rollouts, rounds = sample_round(prompts, sample_key), jnp.ones((), jnp.int32)
+            rollouts = sample_round(prompts, sample_key)
+            drawn = drawn_metrics(rollouts, penalty)
         else:
-            prompts, rollouts, rounds = refill(
-                sample_round, prompts, sample_key, config.num_prompts
+            prompts, rollouts, drawn = refill(
+                sample_round, prompts, sample_key, config.num_prompts, penalty
             )
         state, metrics = update(state, prompts, rollouts, update_key, config, optimizer)
         metrics |= rollout_metrics(rollouts, config.model.num_strategies)
-        return state, {**metrics, "sampling_rounds": rounds}
+        return state, metrics | drawn  # whose num_tokens counts what was thrown away, too
 
     return rl_step
 

@@ -1,26 +1,37 @@
 """Rollouts: what the policy wrote for a batch of prompts, and what it was worth.
 
-    rollouts = roll_out(params, prompts, key, ...)          sampler and reward, one program
-    rollouts = refill(roll_out, prompts, key, ...)          dynamic sampling (DAPO, 2503.14476)
+    rollouts = roll_out(params, prompts, key, ...)                    sampler and reward, jitted
+    prompts, rollouts, drawn = refill(roll_out, prompts, key, ...)    dynamic sampling (DAPO)
 
 Axes: P prompts of T tokens, G samples of each, N completion tokens (the strategy tag is the first).
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from reasoning.learning.algorithms import Penalty
 from reasoning.learning.losses import masked_mean
 from reasoning.models.config import ModelConfig
 from reasoning.rewards import shaping
-from reasoning.rewards.verdicts import REASONS, Completions, RewardFn, Verdicts
+from reasoning.rewards.verdicts import (
+    Completions,
+    RewardFn,
+    Verdicts,
+    check_shapes,
+    reason_id,
+    reward_name,
+)
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, Samples, sample, sequence_keys
+
+Metrics = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -50,7 +61,7 @@ class Rollouts:
       ended: `[P, G]` bool, the completion has its <eos>.
       rewards: `[P, G]` float32, the weighted sum of `parts`.
       parts: name -> `[P, G]` float32: the task's reward and each shaping term, unweighted.
-      penalised: `[P, G]` bool, an unexpected pattern was found.
+      patterns: "truncated", "repetition", "garbled" -> `[P, G]` bool, whether it was found.
       reasons: `[P, G]` int32, index into REASONS.
     """
 
@@ -62,8 +73,22 @@ class Rollouts:
     ended: jax.Array
     rewards: jax.Array
     parts: dict[str, jax.Array]
-    penalised: jax.Array
+    patterns: dict[str, jax.Array]
     reasons: jax.Array
+
+    @property
+    def penalised(self) -> jax.Array:
+        """`[P, G]` bool: some unexpected pattern was found (T1, 2501.11651)."""
+        return reduce(operator.or_, self.patterns.values())
+
+    @property
+    def valid(self) -> jax.Array:
+        """`[P, G]` bool: the reward judged it; what it skipped is in no baseline and no loss."""
+        return self.reasons != reason_id("skipped")
+
+    def worth(self, penalty: Penalty) -> jax.Array:
+        """Rewards `[P, G]`, -1 for penalised samples unless there is no penalty."""
+        return self.rewards if penalty == "none" else jnp.where(self.penalised, -1.0, self.rewards)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +100,7 @@ class RolloutConfig:
       max_new_tokens: N, tag and <eos> included.
       tags: "own" (the policy draws them) or "stratified" (every tag equally often).
       early_exit: end the sampler's loop when every row has ended (not under vmap).
-      temperature, top_p, min_p: the distribution that is sampled from, and trained.
+      temperature, top_k, top_p, min_p: the distribution that is sampled from, and trained.
       repetition_weight: of minus the share of repeated n-grams (2502.03373).
       overlong_weight: of DAPO's soft punishment over the last `overlong_buffer` tokens.
       overlong_buffer: its length in tokens.
@@ -90,6 +115,7 @@ class RolloutConfig:
     tags: Literal["own", "stratified"] = "own"
     early_exit: bool = True
     temperature: float = 1.0
+    top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     repetition_weight: float = 0.0
@@ -120,8 +146,8 @@ class RolloutConfig:
 
     @property
     def filters(self) -> Filters:
-        """Temperature, top-p and min-p as the sampler takes them."""
-        return Filters(temperature=self.temperature, top_p=self.top_p, min_p=self.min_p)
+        """Temperature, top-k, top-p and min-p as the sampler takes them."""
+        return Filters(self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 def sample_tags(rollout: RolloutConfig, num_strategies: int, num_prompts: int) -> jax.Array:
@@ -168,6 +194,42 @@ def draw(
     )
 
 
+def shaped(
+    samples: Samples, reward: jax.Array, rollout: RolloutConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The rewards `[B]` with the shaping terms that have a weight, and all parts, unweighted."""
+    parts, total = {"task": reward}, reward
+    if rollout.repetition_weight:
+        parts["repetition"] = -shaping.repetition_fraction(
+            samples.tokens, _text_mask(samples), rollout.repetition_ngram
+        )
+        total = total + rollout.repetition_weight * parts["repetition"]
+    if rollout.overlong_weight:
+        parts["overlong"] = shaping.soft_overlong(
+            samples.mask.sum(axis=1), rollout.max_new_tokens, rollout.overlong_buffer
+        )
+        total = total + rollout.overlong_weight * parts["overlong"]
+    return total, parts
+
+
+def find_patterns(
+    samples: Samples, rollout: RolloutConfig, allowed: jax.Array
+) -> dict[str, jax.Array]:
+    """T1's unexpected patterns by name, `[B]` bool each."""
+    repeated = shaping.repeats(
+        samples.tokens, _text_mask(samples), rollout.repetition_ngram, rollout.repetition_count
+    )
+    return {
+        "truncated": samples.stop_reason != STOP_EOS,
+        "repetition": repeated,
+        "garbled": shaping.garbled(samples.tokens, samples.mask, allowed),
+    }
+
+
+def _text_mask(samples: Samples) -> jax.Array:
+    return samples.mask.at[:, 0].set(False)  # the tag is no text
+
+
 def assemble(
     samples: Samples,
     verdicts: Verdicts,
@@ -175,46 +237,35 @@ def assemble(
     rollout: RolloutConfig,
     config: ModelConfig,
     allowed: jax.Array,
+    name: str = "reward",
 ) -> Rollouts:
     """Samples and their verdicts, with shaping terms and patterns, as `[P, G, ...]`.
 
     Args:
       allowed: `[V]` bool, ids that a completion may hold after its tag; others are garble.
+      name: of the reward in error messages.
+
+    Raises:
+      ValueError: verdicts of a wrong shape or dtype.
     """
-    ended = samples.stop_reason == STOP_EOS
-    text_mask = samples.mask.at[:, 0].set(False)  # the tag is no text
-    repeated = shaping.repeats(
-        samples.tokens, text_mask, rollout.repetition_ngram, rollout.repetition_count
-    )
-    garbled = shaping.garbled(samples.tokens, samples.mask, allowed)
-    lengths = samples.mask.sum(axis=1)
-    parts = {"task": verdicts.reward}
-    weights = {"task": 1.0}
-    if rollout.repetition_weight:
-        parts["repetition"] = -shaping.repetition_fraction(
-            samples.tokens, text_mask, rollout.repetition_ngram
-        )
-        weights["repetition"] = rollout.repetition_weight
-    if rollout.overlong_weight:
-        parts["overlong"] = shaping.soft_overlong(
-            lengths, rollout.max_new_tokens, rollout.overlong_buffer
-        )
-        weights["overlong"] = rollout.overlong_weight
+    check_shapes(verdicts, len(samples.tokens), name)
+    rewards, parts = shaped(samples, verdicts.reward, rollout)
+    patterns = find_patterns(samples, rollout, allowed)
     # A pattern explains a failure better than the verifier's word on what is left of the text.
-    wrong = verdicts.reward <= 0
+    wrong = (verdicts.reward <= 0) & (verdicts.reason != reason_id("skipped"))
     reasons = verdicts.reason
-    for pattern, found in (("garbled", garbled), ("repetition", repeated)):
-        reasons = jnp.where(found & wrong, REASONS.index(pattern), reasons)
+    for pattern in ("garbled", "repetition"):
+        reasons = jnp.where(patterns[pattern] & wrong, reason_id(pattern), reasons)
     rows = Rollouts(
         tokens=samples.tokens,
         mask=samples.mask,
         log_probs=samples.log_probs,
         tags=samples.tags,
-        given=jnp.full(ended.shape, rollout.tags == "stratified"),
-        ended=ended,
-        rewards=sum(weights[name] * part for name, part in parts.items()),
+        given=jnp.full(rewards.shape, rollout.tags == "stratified"),
+        ended=samples.stop_reason == STOP_EOS,
+        rewards=rewards,
         parts=parts,
-        penalised=~ended | repeated | garbled,
+        patterns=patterns,
         reasons=reasons,
     )
     return jax.tree.map(lambda x: x.reshape(-1, rollout.num_samples, *x.shape[1:]), rows)
@@ -232,7 +283,11 @@ def roll_out(
     eos_id: int,
     pad_id: int,
 ) -> Rollouts:
-    """Sample, judge and shape; traceable where the reward is written in jnp."""
+    """Sample, judge and shape; traceable where the reward is written in jnp.
+
+    Raises:
+      ValueError: while tracing, verdicts of a wrong shape or dtype; names the reward.
+    """
     samples = draw(
         params, prompts, key, config=config, rollout=rollout, eos_id=eos_id, pad_id=pad_id
     )
@@ -242,42 +297,103 @@ def roll_out(
         Completions(samples.tokens, samples.mask),
         jax.tree.map(repeat, prompts.metadata),
     )
-    return assemble(samples, verdicts, rollout=rollout, config=config, allowed=allowed)
-
-
-def informative(rollouts: Rollouts) -> jax.Array:
-    """`[P]` bool: the group's rewards are not all alike, so that it has a gradient."""
-    return rollouts.rewards.max(axis=1) > rollouts.rewards.min(axis=1)
-
-
-def rollout_metrics(rollouts: Rollouts, num_strategies: int) -> dict[str, jax.Array]:
-    """What a batch of rollouts looks like, under TRL's names where it has them."""
-    lengths = rollouts.mask.sum(axis=2)
-    ended = rollouts.ended
-    ddof = min(rollouts.rewards.shape[1] - 1, 1)  # a single sample has the std 0
-    of_tag = (rollouts.tags[:, :, None] == jnp.arange(num_strategies)[None, None]).astype(
-        jnp.float32
+    return assemble(
+        samples, verdicts, rollout=rollout, config=config, allowed=allowed,
+        name=reward_name(reward),
     )
-    counts = of_tag.sum(axis=(0, 1))
-    share = counts / jnp.maximum(counts.sum(), 1.0)
-    parts = {}
-    for name, part in rollouts.parts.items():
-        parts[f"rewards/{name}/mean"] = part.mean()
-        parts[f"rewards/{name}/std"] = part.std()
+
+
+def informative(rollouts: Rollouts, penalty: Penalty = "none") -> jax.Array:
+    """`[P]` bool: the group's valid samples are not all worth the same: it has a gradient.
+
+    Args:
+      penalty: the algorithm's, for what trains is the reward after it.
+    """
+    worth, valid = rollouts.worth(penalty), rollouts.valid
+    highest = jnp.max(worth, axis=1, where=valid, initial=-jnp.inf)
+    lowest = jnp.min(worth, axis=1, where=valid, initial=jnp.inf)
+    differ = highest > lowest
+    if penalty == "after":  # the advantage -1 is no difference: the whole group may have it
+        differ |= (highest == lowest) & jnp.any(valid & rollouts.penalised, axis=1)
+    return differ
+
+
+def rollout_metrics(rollouts: Rollouts, num_strategies: int) -> Metrics:
+    """What a batch of rollouts looks like, under TRL's names where it has them.
+
+    After dynamic sampling this is the batch that trains. Rewards are those of valid samples.
+    """
     return {
-        "reward": rollouts.rewards.mean(),
-        "reward_std": rollouts.rewards.std(axis=1, ddof=ddof).mean(),
+        **_reward_metrics(rollouts),
+        **_length_metrics(rollouts),
+        **_tag_metrics(rollouts, num_strategies),
+        **{f"patterns/{name}": found.mean() for name, found in rollouts.patterns.items()},
+        "penalised": rollouts.penalised.mean(),
+        "num_tokens": rollouts.mask.sum(),
+    }
+
+
+def _reward_metrics(rollouts: Rollouts) -> Metrics:
+    valid = rollouts.valid.astype(jnp.float32)
+    metrics = {
+        "reward": masked_mean(rollouts.rewards, valid),
+        "reward_std": _std(rollouts.rewards, valid, axis=1, ddof=1).mean(),
         "frac_reward_zero_std": 1.0 - informative(rollouts).mean(),
-        **parts,
+        "rewards/skipped": 1.0 - valid.mean(),
+    }
+    for name, part in rollouts.parts.items():
+        metrics[f"rewards/{name}/mean"] = masked_mean(part, valid)
+        metrics[f"rewards/{name}/std"] = _std(part, valid, axis=None, ddof=0)
+    return metrics
+
+
+def _std(values: jax.Array, valid: jax.Array, axis: int | None, ddof: int) -> jax.Array:
+    """Deviation of the valid values along an axis that is kept; a single one has none."""
+    squares = (values - masked_mean(values, valid, axis)) ** 2 * valid
+    count = jnp.sum(valid, axis=axis, keepdims=axis is not None)
+    total = jnp.sum(squares, axis=axis, keepdims=axis is not None)
+    return jnp.sqrt(total / jnp.maximum(count - ddof, 1.0))
+
+
+def _length_metrics(rollouts: Rollouts) -> Metrics:
+    lengths, ended = rollouts.mask.sum(axis=2), rollouts.ended
+    shortest = jnp.min(lengths, where=ended, initial=rollouts.mask.shape[2])
+    return {
         "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
         "completions/mean_terminated_length": masked_mean(lengths, ended),
+        # 0 where none has ended, as TRL has it.
+        "completions/min_terminated_length": jnp.where(ended.any(), shortest, 0),
+        "completions/max_terminated_length": jnp.max(lengths, where=ended, initial=0),
         "completions/clipped_ratio": 1.0 - ended.mean(),
-        "penalised": rollouts.penalised.mean(),
-        "num_tokens": lengths.sum(),
+    }
+
+
+def _tag_metrics(rollouts: Rollouts, num_strategies: int) -> Metrics:
+    """Each tag's share of the samples and mean reward `[S]`, and the entropy of the shares."""
+    tags = jnp.arange(num_strategies)[None, None]
+    of_tag = (rollouts.tags[:, :, None] == tags).astype(jnp.float32)
+    counts = of_tag.sum(axis=(0, 1))
+    share = counts / jnp.maximum(counts.sum(), 1.0)
+    judged = of_tag * rollouts.valid[:, :, None]
+    rewards = jnp.einsum("pg,pgs->s", rollouts.rewards, judged)
+    return {
         "tags/share": share,
         "tags/entropy": -jnp.sum(share * jnp.log(jnp.maximum(share, 1e-9))),
-        "tags/reward": jnp.einsum("pg,pgs->s", rollouts.rewards, of_tag) / jnp.maximum(counts, 1.0),
+        "tags/reward": rewards / jnp.maximum(judged.sum(axis=(0, 1)), 1.0),
+    }
+
+
+def drawn_metrics(rollouts: Rollouts, penalty: Penalty) -> Metrics:
+    """What a round of dynamic sampling drew, kept or not; those of several rounds add up."""
+    valid = rollouts.valid
+    return {
+        "num_tokens": rollouts.mask.sum(),
+        "sampling/rounds": jnp.ones((), jnp.int32),
+        "sampling/groups": jnp.asarray(len(valid), jnp.int32),
+        "sampling/informative_groups": informative(rollouts, penalty).sum(),
+        "sampling/reward": masked_mean(rollouts.rewards, valid),
     }
 
 
@@ -286,38 +402,47 @@ def refill(
     prompts: PromptBatch,
     key: jax.Array,
     num_prompts: int,
-) -> tuple[PromptBatch, Rollouts, jax.Array]:
-    """Dynamic sampling in static shapes: groups whose rewards are all alike make room for others.
+    penalty: Penalty = "none",
+) -> tuple[PromptBatch, Rollouts, Metrics]:
+    """Dynamic sampling in static shapes: groups without a gradient make room for others.
 
     The prompts `[R * P]` are R rounds of P. The first round is always drawn; a further one only
-    while some group is uninformative, and its informative groups take the places of those.
+    while some group is uninformative, and its informative groups take the places of those (DAPO,
+    2503.14476 eq. 11).
+
+    Args:
+      penalty: the algorithm's (`informative`).
 
     Returns:
-      the prompts `[P]` and rollouts `[P, G]` that were kept, and the number of rounds drawn.
+      the prompts `[P]` and rollouts `[P, G]` that were kept, and `drawn_metrics` of all that were
+      drawn.
     """
     rounds = prompts.ids.shape[0] // num_prompts
 
-    def take(r: jax.Array) -> PromptBatch:
-        return jax.tree.map(
+    def draw_round(r: jax.Array) -> tuple[PromptBatch, Rollouts]:
+        batch = jax.tree.map(
             lambda x: jax.lax.dynamic_slice_in_dim(x, r * num_prompts, num_prompts), prompts
         )
+        return batch, sample_round(batch, key)
 
     def one_more(carry: tuple) -> tuple:
-        r, kept = carry
-        new = take(r), sample_round(take(r), key)
+        kept, drawn = carry
+        new = draw_round(drawn["sampling/rounds"])
         # Old informative groups first, then new informative ones, then what is left of the old.
         both = jax.tree.map(lambda old, fresh: jnp.concatenate([old, fresh]), kept, new)
-        good = informative(both[1])
         is_new = jnp.arange(2 * num_prompts) >= num_prompts
-        rank = jnp.where(good, 0, 2) + jnp.where(is_new, 1, 0)
+        rank = jnp.where(informative(both[1], penalty), 0, 2) + jnp.where(is_new, 1, 0)
         order = jnp.argsort(rank, stable=True)[:num_prompts]
-        return r + 1, jax.tree.map(lambda x: x[order], both)
+        drawn = jax.tree.map(jnp.add, drawn, drawn_metrics(new[1], penalty))
+        return jax.tree.map(lambda x: x[order], both), drawn
 
     def lacking(carry: tuple) -> jax.Array:
-        r, (_, rollouts) = carry
-        return (r < rounds) & ~jnp.all(informative(rollouts))
+        (_, rollouts), drawn = carry
+        return (drawn["sampling/rounds"] < rounds) & ~jnp.all(informative(rollouts, penalty))
 
-    first = take(jnp.zeros((), jnp.int32))
-    start = jnp.ones((), jnp.int32), (first, sample_round(first, key))
-    drawn, (prompts, rollouts) = jax.lax.while_loop(lacking, one_more, start)
+    first = draw_round(jnp.zeros((), jnp.int32))
+    start = first, drawn_metrics(first[1], penalty)
+    (prompts, rollouts), drawn = jax.lax.while_loop(lacking, one_more, start)
+    # Rounds are of one size: the mean of all that was drawn is that of the rounds' means.
+    drawn["sampling/reward"] /= drawn["sampling/rounds"]
     return prompts, rollouts, drawn

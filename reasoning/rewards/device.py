@@ -34,8 +34,9 @@ ReadAnswer = Callable[[jax.Array, jax.Array, int], tuple[jax.Array, jax.Array]]
 JudgeRow = Callable[[ReadAnswer, jax.Array, jax.Array, Any], jax.Array]
 
 
+@functools.cache
 def device_reward(task: Task, tokenizer: Tokenizer) -> RewardFn | None:
-    """The task's reward in jnp, None if it has none.
+    """The task's reward in jnp, None if it has none; the same object for the same arguments.
 
     The class must be one of those named here: a subclass may judge in another way.
     """

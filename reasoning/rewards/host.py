@@ -30,6 +30,7 @@ from reasoning.rewards.verdicts import (
     check_verdicts,
     ended,
     reason_id,
+    reward_name,
     shortened,
 )
 
@@ -56,7 +57,7 @@ class HostReward:
 
     Ids are decoded, without the strategy tag. The reward of a `Verdict` is 1 if it is correct, else
     0; a completion without <eos> is never correct, but `over_long`. A float is the reward as it
-    stands, with the reason `scored`; None is the reward 0 with the reason `skipped`.
+    stands, with the reason `scored`; None has the reason `skipped`: it trains nothing.
 
     Args:
       function: judges a list of completions (see the module's docstring).
@@ -79,7 +80,7 @@ class HostReward:
     ) -> None:
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers}: must be 0 (this process) or more.")
-        self.name = name or _name(function)
+        self.name = name or reward_name(function)
         self._function, self._tokenizer, self._num_workers = function, tokenizer, num_workers
         self._closed = False
         self._pool: ProcessPoolExecutor | None = None
@@ -180,12 +181,6 @@ class HostReward:
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
     """The text of any ids; a tag is an unknown word."""
     return tokenizer.decode(i if i < tokenizer.vocab_size else tokenizer.unk_id for i in ids)
-
-
-def _name(function: HostFunction) -> str:
-    if isinstance(function, functools.partial):
-        return _name(function.func)
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def _judge_part(function: HostFunction, name: str, rows: Part) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,11 @@
     verdicts      `Verdicts` of B rows
 
 Each row is judged by itself. B is prompts x samples, so problems are repeated for their samples.
+Nothing can raise inside a compiled program: a reward that is not a number there skips the update
+and is counted (`reward_nan`); `check_verdicts` on the same rows, outside of jit, names it.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +35,7 @@ REASONS = (
     "repetition",
     "garbled",
     "scored",  # by a function that gives a number and no reason
-    "skipped",  # by a function that has nothing to say about this row; the reward is 0
+    "skipped",  # by a function that has nothing to say about this row: it trains nothing
 )
 
 
@@ -90,6 +93,34 @@ def shortened(text: str, limit: int = 80) -> str:
     return repr(text) if len(text) <= limit else repr(f"{text[:half]} ... {text[-half:]}")
 
 
+def reward_name(reward: Callable[..., Any]) -> str:
+    """What error messages call a reward: its `name`, or that of the function or class."""
+    if isinstance(reward, functools.partial):
+        return reward_name(reward.func)
+    return getattr(reward, "name", None) or getattr(reward, "__name__", type(reward).__name__)
+
+
+def check_shapes(verdicts: Verdicts, count: int, name: str) -> None:
+    """Refuse verdicts of a wrong shape or dtype; also under jit, where it raises while tracing.
+
+    Args:
+      verdicts: of one batch.
+      count: B, the completions that were judged.
+      name: of the reward function.
+
+    Raises:
+      ValueError: reward is not float32 `[B]`, or reason not int32 `[B]`.
+    """
+    for field, dtype in (("reward", np.float32), ("reason", np.int32)):
+        array = getattr(verdicts, field)
+        given = getattr(array, "dtype", type(array).__name__)
+        if np.shape(array) != (count,) or given != dtype:
+            raise ValueError(
+                f"{name}: {field} is {given}{list(np.shape(array))}; return "
+                f"{np.dtype(dtype)}[{count}], one entry per completion."
+            )
+
+
 def check_verdicts(verdicts: Verdicts, completions: Sequence[str] | None, name: str) -> None:
     """Refuse verdicts that do not keep the contract; for concrete arrays, not under jit.
 
@@ -103,12 +134,7 @@ def check_verdicts(verdicts: Verdicts, completions: Sequence[str] | None, name: 
     """
     reward, reason = np.asarray(verdicts.reward), np.asarray(verdicts.reason)
     count = reward.size if completions is None else len(completions)
-    for field, array, dtype in (("reward", reward, np.float32), ("reason", reason, np.int32)):
-        if array.shape != (count,) or array.dtype != dtype:
-            raise ValueError(
-                f"{name}: {field} is {array.dtype}{list(array.shape)}; return "
-                f"{np.dtype(dtype)}[{count}], one entry per completion."
-            )
+    check_shapes(Verdicts(reward, reason), count, name)
     wrong = ~np.isfinite(reward) | (reason < 0) | (reason >= len(REASONS))
     for i in np.flatnonzero(wrong):
         text = "" if completions is None else f" ({shortened(completions[i])})"

@@ -286,6 +286,8 @@ def outcome(problem: CountdownProblem, path: tuple[str, ...]) -> tuple | None:
         left, op, right, _, made, check = step.removeprefix("from ").split()
         a, b, c = Fraction(left), Fraction(right), Fraction(made)
         back, last = step.startswith("from "), pool.total() == 2
+        if pool.total() < 2:  # nothing follows a whole combination
+            return None
         operations = undo if back else OPERATIONS
         if op not in operations or operations[op](a, b) != c or not 1 <= c <= LIMIT:
             return None
@@ -407,16 +409,31 @@ def test_a_search_for_problems_that_hardly_exist_ends():
     with pytest.raises(ValueError) as error:
         task.sample(0, 0)
     assert str(error.value) == (
-        "size=2, largest=1, target=9999, tries=6, limit=9999: no strategy solves any of 10000 "
+        "size=2, largest=1, target=9999, tries=5, limit=9999: no strategy solves any of 10000 "
         "problems drawn; lower largest and target or raise tries."
     )
 
 
+def test_practice_may_search_longer_than_a_strategy():
+    task, rng = Countdown(tries=2, practice_tries=7), random.Random(0)
+
+    def tries(trace):
+        return sum(not step.endswith(",") for step in split_steps(trace.steps))
+
+    problems = [task.sample(0, index) for index in range(60)]
+    practised = [task.practice(problem, rng) for problem in problems]
+    assert max(tries(trace) for trace in practised if trace) == 7
+    taught = [task.trace(problem, name) for problem in problems for name in task.strategies]
+    assert max(tries(trace) for trace in taught if trace) == 2
+    with pytest.raises(ValueError, match="practice_tries=0: a search needs at least one try"):
+        Countdown(practice_tries=0)
+
+
 def test_samples_stay_what_they_were():
     assert [Countdown().sample(0, index) for index in range(3)] == [
-        CountdownProblem((4, 1, 4), 16),
-        CountdownProblem((12, 1, 5), 16),
-        CountdownProblem((12, 2, 9), 1),
+        CountdownProblem((7, 12, 19), 14),
+        CountdownProblem((10, 8, 2), 26),
+        CountdownProblem((5, 5, 9), 34),
     ]
     rare = Countdown(size=2, largest=1)  # one target in 20 can be made: most draws are refused
     assert [rare.sample(0, index).target for index in range(4)] == [2, 1, 2, 2]

@@ -13,6 +13,7 @@ from reasoning.evaluation.reports import (
     COLOURS,
     COLUMNS,
     accuracy_by_tag,
+    completions_table,
     learning_curves,
     over_seeds,
     pass_at_k_curves,
@@ -389,3 +390,14 @@ def test_plot_run_writes_every_figure(tmp_path, count):
         "learning_curves.png", "accuracy_by_tag.png", "tag_by_strategy.png", "pass_at_k.png"
     }
     assert all(content.startswith(b"\x89PNG") for content in written.values())
+
+
+def test_a_long_completion_keeps_both_ends():
+    row = {"prompt": "1 2 make 3 :", "completion": "1 + 2 = 3 yes answer 1 + 2 = 3",
+           "reward": 1.0, "reason": "correct", "tag": 2}
+    heading, whole = completions_table([row], 200).splitlines()
+    cut = completions_table([row], 60).splitlines()[1]
+    assert heading.split() == ["reward", "reason", "tag", "completion"]
+    assert whole.split(maxsplit=3)[:3] == ["1.00", "correct", "2"]
+    assert whole.endswith(f"{row['prompt']} {row['completion']}")
+    assert len(cut) <= 60 and cut.split()[3] == "1" and ".." in cut and cut.endswith("2 = 3")

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from reasoning.learning.algorithms import make_algorithm
-from reasoning.learning.experience import RLConfig, init_policy_state
+from reasoning.learning.rl_state import RLConfig, init_policy_state
 from reasoning.learning.rl_updates import update
 from reasoning.learning.rollouts import PromptBatch, RolloutConfig, Rollouts
 from reasoning.models.config import ModelConfig
@@ -91,7 +91,7 @@ def made_up():
             ended=ended,
             rewards=rng.normal(size=shape[:2]).astype(np.float32),
             parts={},
-            penalised=rng.random(shape[:2]) < 0.3,
+            patterns={"garbled": rng.random(shape[:2]) < 0.3},
             reasons=np.zeros(shape[:2], np.int32),
         )
         return jax.tree.map(jnp.asarray, rows)

@@ -62,14 +62,36 @@ def test_presets_known_by_their_papers():
         (dict(gae_lambda=1.5), "gae_lambda=1.5: must lie in [0, 1]."),
         (dict(reset_every=0), "reset_every=0: must be at least 1."),
         (dict(ema_decay=0.9, reset_every=3), "ema_decay, reset_every: a reference follows one"),
+        (dict(ema_decay=0.9), "ema_decay=0.9: has no effect with kl_coef=0, which keeps no"),
+        (dict(reset_every=3), "reset_every=3: has no effect with kl_coef=0, which keeps no"),
+        (dict(kl_coef=0.0, ema_decay=1.0), "ema_decay=1.0: has no effect with kl_coef=0,"),
+        (
+            dict(kl_coef=0.1, ema_decay=0.9, reset_every=3),
+            "ema_decay, reset_every: a reference follows one",
+        ),
         (dict(kl_in_reward=True), "kl_estimator='k3': in the reward it must be k1."),
+        (
+            dict(
+                advantage="pass_at_k", advantage_k=2, kl_coef=0.1, kl_in_reward=True,
+                kl_estimator="k1",
+            ),
+            "kl_in_reward=True: advantage='pass_at_k' needs rewards of 0 and 1;",
+        ),
         (dict(positions="fork", critic=True), "positions='fork': critic and top_entropy need"),
         (
             dict(positions="fork_exact", top_entropy=0.2),
             "positions='fork_exact': critic and top_entropy need",
         ),
-        (dict(positions="fork_exact", clip_cov=0.1), "positions='fork_exact': its objective has"),
-        (dict(positions="fork_exact", kl_cov=0.1), "positions='fork_exact': its objective has"),
+        *(
+            (
+                {"positions": "fork_exact", name: value},
+                f"{name}={value}: positions='fork_exact' has no sampled tokens",
+            )
+            for name, value in (
+                ("clip_cov", 0.1), ("kl_cov", 0.1), ("entropy_shaping", 0.4),
+                ("mask_truncated", True),
+            )
+        ),
         (dict(positions="fork_exact", penalty="after"), "penalty='after': needs advantages by"),
         (dict(critic=True, penalty="after"), "penalty='after': needs advantages by group;"),
         (dict(advantage="reinforce_pp", penalty="after"), "penalty='after': needs advantages by"),
@@ -81,6 +103,44 @@ def test_algorithms_that_cannot_work_are_refused(settings, message):
         with pytest.raises(ValueError) as error:
             make(**settings)
         assert str(error.value).startswith(message) and str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "overrides, rules",  # ema_decay and reset_every that are left of T1's 0.992 and None
+    [
+        ({}, (0.992, None)),
+        (dict(kl_coef=0.1), (0.992, None)),
+        (dict(kl_coef=0.0), (None, None)),
+        (dict(ema_decay=0.5), (0.5, None)),
+        (dict(reset_every=7), (None, 7)),
+        (dict(ema_decay=None), (None, None)),
+        (dict(ema_decay=None, reset_every=None), (None, None)),
+        (dict(ema_decay=None, kl_coef=0.0), (None, None)),
+    ],
+    ids=str,
+)
+def test_an_override_replaces_the_presets_rule_of_the_reference(overrides, rules):
+    algorithm = make_algorithm("t1", **overrides)
+    assert (algorithm.ema_decay, algorithm.reset_every) == rules
+    left = dataclasses.replace(
+        algorithm, ema_decay=0.992, reset_every=None, kl_coef=ALGORITHMS["t1"].kl_coef
+    )
+    assert left == ALGORITHMS["t1"]  # everything else is the preset's
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (dict(ema_decay=0.5, reset_every=7), "ema_decay, reset_every: a reference follows one"),
+        (dict(kl_coef=0.0, ema_decay=0.5), "ema_decay=0.5: has no effect with kl_coef=0"),
+        (dict(kl_coef=0.0, reset_every=7), "reset_every=7: has no effect with kl_coef=0"),
+    ],
+    ids=str,
+)
+def test_overrides_that_contradict_each_other_are_refused(overrides, message):
+    with pytest.raises(ValueError) as error:
+        make_algorithm("t1", **overrides)
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +165,7 @@ def test_presets_and_fields_that_do_not_exist_are_refused(preset, settings, mess
     [
         (dict(temperature=0), "temperature=0: greedy samples"),
         (dict(temperature=-1.0), "temperature=-1.0: must be 0 (greedy) or above."),
+        (dict(top_k=0), "top_k=0: must be at least 1, or None to keep all."),
         (dict(top_p=1.5), "top_p=1.5: must lie in (0, 1], or be None."),
         (dict(min_p=0.0), "min_p=0.0: must lie in (0, 1], or be None."),
         (dict(tags="all"), "tags='all': must be own or stratified."),

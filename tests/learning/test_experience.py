@@ -5,13 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reasoning.learning.experience import (
-    RLConfig,
-    generalized_advantages,
-    init_policy_state,
-    make_experience,
-)
+from reasoning.learning.experience import generalized_advantages, make_experience
+from reasoning.learning.rl_state import RLConfig, init_policy_state
 from reasoning.models.transformer import Transformer
+from reasoning.rewards.verdicts import reason_id
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
@@ -87,6 +84,23 @@ def test_no_penalty_is_taken_unless_asked_for(
     want = np.broadcast_to(loo(np.array(judged.rewards, float))[..., None], judged.mask.shape)
     np.testing.assert_allclose(experience.advantages, want, **CLOSE)
     assert experience.reference_log_probs is None and "kl" not in metrics
+
+
+@pytest.mark.parametrize("preset", ["t1", "ppo", "reinforce_pp", "grpo"])
+def test_masking_truncated_completions_changes_no_advantage(
+    preset, rl_config, tiny_params, other_params, judged, keep, experience_of
+):
+    made = {}
+    for masks in (False, True):
+        config = rl_config(preset, dict(mask_truncated=masks, kl_coef=0.5))
+        state = init_policy_state(tiny_params, config, keep).replace(reference=other_params)
+        made[masks], _ = experience_of(state, judged, config)
+    np.testing.assert_array_equal(made[True].advantages, made[False].advantages)
+    np.testing.assert_array_equal(made[False].mask, judged.mask)
+    cut = ~np.array(judged.ended)
+    assert cut.any() and (np.array(made[True].mask)[cut] == 0).all()
+    np.testing.assert_array_equal(np.array(made[True].mask)[~cut], judged.mask[~cut])
+    np.testing.assert_array_equal(made[True].selected, made[True].mask)
 
 
 def gae(rewards, values, mask, gae_lambda):
@@ -167,10 +181,37 @@ def test_ppo_advantages_returns_and_the_critics_step(
     c = experience.advantages * mask / mask.sum()
     expected = plain.gradient(tiny_params, prompts, judged.tokens, c)
     same(new.opt_state["total"], expected, **CLOSE)
+    # In parts, as the policy's.
+    config = rl_config("ppo", dict(gae_lambda=0.9, kl_coef=0.5), num_microbatches=4)
+    in_parts, metrics = improve(config, None, judged, state=state)
+    same(in_parts.critic_opt_state["total"], gradient, **CLOSE)
+    assert metrics["value_loss"] == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_values_of_tags_are_those_of_judged_samples(
+    rl_config, tiny_params, made_up, keep, experience_of
+):
+    rollouts = made_up(given=True)
+    tags, rewards = np.array(rollouts.tags), np.array(rollouts.rewards, float)
+    dropped = np.zeros(tags.shape, bool)
+    dropped[0, np.flatnonzero(tags[0] == 1)[0]] = True  # one of a tag's two
+    dropped[1] = tags[1] == 2  # both
+    dropped[3] = True  # the whole prompt
+    reasons = jnp.asarray(np.where(dropped, reason_id("skipped"), 0))
+    config = rl_config("gfpo_exact")
+    state = state_of(config, tiny_params, keep, None)
+    experience, _ = experience_of(state, rollouts.replace(reasons=reasons), config)
+    kept = ~dropped
+    for p, tag in np.ndindex(3, 3):
+        judged = kept[p] & (tags[p] == tag)
+        expected = rewards[p][judged if judged.any() else kept[p]].mean()
+        np.testing.assert_allclose(experience.tag_values[p, tag], expected, **CLOSE)
+    np.testing.assert_array_equal(experience.tag_values[3], 0)
+    np.testing.assert_array_equal(experience.mask[:, :, 0], np.repeat([[1], [1], [1], [0]], 6, 1))
 
 
 def test_what_is_optional_is_left_out_of_the_state(rl_config, tiny_params, keep):
-    bare = init_policy_state(tiny_params, rl_config("dr_grpo", dict(ema_decay=0.9)), keep)
+    bare = init_policy_state(tiny_params, rl_config("t1", dict(kl_coef=0.0)), keep)
     assert bare.reference is None and bare.critic is None and bare.critic_opt_state is None
     full = init_policy_state(tiny_params, rl_config("ppo"), keep)
     assert full.reference is not None and full.critic is not None

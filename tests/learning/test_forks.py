@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reasoning.learning.experience import RLConfig, init_policy_state
+from reasoning.learning.rl_state import RLConfig, init_policy_state
 from reasoning.learning.rl_updates import update
 from reasoning.learning.rollouts import PromptBatch, RolloutConfig, Rollouts
 from reasoning.models.transformer import Transformer, init_params
@@ -62,7 +62,7 @@ def flops(config, keep, options):
     ids, index = array(jnp.int32, num_prompts, PROMPT_LENGTH), array(jnp.int32, num_prompts)
     rollouts = Rollouts(
         tokens=tokens, mask=array(bool, *rows, n), log_probs=floats, tags=array(jnp.int32, *rows),
-        given=flag, ended=flag, rewards=number, parts={}, penalised=flag,
+        given=flag, ended=flag, rewards=number, parts={}, patterns={"garbled": flag},
         reasons=array(jnp.int32, *rows),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -183,7 +183,7 @@ def test_sampled_tags_have_the_exact_gradient_on_average(
         tags=np.where(tokens >= VOCAB, tokens - VOCAB, -1).astype(np.int32),
         given=np.zeros(shape, bool), ended=np.zeros(shape, bool),
         rewards=np.take_along_axis(worth(judged), tokens, axis=1), parts={},
-        penalised=np.zeros(shape, bool), reasons=np.zeros(shape, np.int32),
+        patterns={"garbled": np.zeros(shape, bool)}, reasons=np.zeros(shape, np.int32),
     )
     config = rl_config("gfpo", dict(advantage="rloo"), dict(num_samples=draws))
     sampled, _ = improve(config, tiny_params, jax.tree.map(jnp.asarray, rows))

@@ -4,14 +4,20 @@ On the policy's own samples every surrogate is plain REINFORCE: the gradient of 
 coefficient c for each token, worked out in numpy; log-probs come from rows without left padding.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reasoning.learning import scoring
 from reasoning.learning.algorithms import ALGORITHMS
-from reasoning.learning.experience import score
 from reasoning.learning.losses import top_entropy_mask
+from reasoning.learning.rl_state import init_policy_state
+from reasoning.learning.rl_updates import update
+from reasoning.learning.scoring import score
+from reasoning.rewards.verdicts import reason_id
 
 LENGTH, EOS = 5, 1
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -184,6 +190,96 @@ def test_the_distribution_that_was_sampled_from_is_trained(
     assert furthest(got, rloo_gradient(plain, tiny_params, prompts, rollouts, mask)) > 1e-2
 
 
+# Which samples train
+
+def without(rollouts, dropped):
+    """The same rollouts, some samples of which the reward has skipped."""
+    reasons = np.where(dropped, reason_id("skipped"), rollouts.reasons)
+    return rollouts.replace(reasons=jnp.asarray(reasons))
+
+
+DROPPED = np.zeros((4, 6), bool)
+DROPPED[[0, 0, 1, 3, 3, 3, 3], [0, 3, 5, 1, 2, 4, 5]] = True
+
+
+@pytest.mark.parametrize("preset", ["rloo", "dr_grpo", "dapo"])
+def test_skipped_samples_are_in_no_baseline_and_have_no_weight(
+    preset, rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts, config = without(made_up(), DROPPED), rl_config(preset)
+    rewards, mask = np.array(rollouts.rewards, float), trained(rollouts) * ~DROPPED[..., None]
+    advantage = np.zeros(rewards.shape)
+    for p, kept in enumerate(~DROPPED):
+        advantage[p, kept] = ADVANTAGES[config.algorithm.advantage](rewards[p : p + 1, kept])[0]
+    weight = {
+        "sequence_mean_token_sum": mask / (~DROPPED).sum(),
+        "sequence_mean_token_sum_norm": mask / (~DROPPED).sum() / LENGTH,
+        "token_mean": mask / mask.sum(),
+    }[config.algorithm.aggregation]
+    state, metrics = improve(config, tiny_params, rollouts)
+    c = weight * advantage[..., None]
+    same(
+        state.opt_state["total"], plain.gradient(tiny_params, prompts, rollouts.tokens, c), **CLOSE
+    )
+    assert metrics["skipped"] == 0
+    # Whatever was written there, and whatever it was worth.
+    other = made_up(seed=1)
+    swap = functools.partial(
+        jax.tree.map, lambda x, y: jnp.where(DROPPED.reshape(4, 6, *[1] * (x.ndim - 2)), y, x)
+    )
+    again, _ = improve(config, tiny_params, without(swap(rollouts, other), DROPPED))
+    same(again.opt_state["total"], state.opt_state["total"])
+
+
+@pytest.mark.parametrize("preset", ["ppo", "reinforce_pp", "t1", "gfpo", "gspo"])
+def test_what_was_skipped_changes_nothing(
+    preset, rl_config, tiny_params, other_params, made_up, improve, same
+):
+    config = rl_config(preset, dict(entropy_coef=0.1))
+    rollouts = without(made_up(), DROPPED)
+    state, _ = improve(config, tiny_params, rollouts, reference=other_params)
+    rewards = jnp.where(DROPPED, -50.0, rollouts.rewards)
+    patterns = {"garbled": jnp.where(DROPPED, True, rollouts.patterns["garbled"])}
+    again, _ = improve(
+        config, tiny_params, rollouts.replace(rewards=rewards, patterns=patterns),
+        reference=other_params,
+    )
+    same(again.opt_state["total"], state.opt_state["total"])
+    judged, _ = improve(
+        config, tiny_params, rollouts.replace(reasons=jnp.zeros_like(rollouts.reasons)),
+        reference=other_params,
+    )
+    assert furthest(judged.opt_state["total"], state.opt_state["total"]) > 1e-3
+
+
+def test_a_batch_that_was_skipped_whole_has_no_gradient(
+    rl_config, tiny_params, made_up, improve, same
+):
+    rollouts = without(made_up(), np.ones((4, 6), bool))
+    for preset in ("grpo", "ppo", "gfpo"):
+        state, metrics = improve(rl_config(preset), tiny_params, rollouts)
+        same(state.params, tiny_params)
+        assert metrics["skipped"] == 0 and metrics["loss"] == 0
+
+
+@pytest.mark.parametrize("preset", ["rloo", "dapo"])
+def test_truncated_completions_may_be_masked(
+    preset, rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts = made_up()
+    kept = np.array(rollouts.ended)
+    assert 2 < (~kept).sum() < 12
+    mask = trained(rollouts) * kept[..., None]
+    weight = mask / {"rloo": kept.sum(), "dapo": mask.sum()}[preset]
+    config = rl_config(preset, dict(mask_truncated=True))
+    state, _ = improve(config, tiny_params, rollouts)
+    # Baselines see their rewards.
+    advantage = ADVANTAGES[config.algorithm.advantage](np.array(rollouts.rewards, float))
+    c = weight * advantage[..., None]
+    expected = plain.gradient(tiny_params, prompts, rollouts.tokens, c)
+    same(state.opt_state["total"], expected, **CLOSE)
+
+
 # Which tokens train
 
 def largest(values, mask, count):
@@ -246,6 +342,25 @@ def test_kl_cov_is_silent_while_the_policy_is_the_one_that_sampled(
         rl_config(overrides=dict(kl_cov=0.2))
 
 
+@pytest.mark.parametrize("overrides", [dict(kl_cov=0.2), dict(clip_cov=1.0)], ids=str)
+def test_covariance_selects_nothing_where_all_advantages_are_0(
+    overrides, rl_config, tiny_params, prompts, made_up, plain, improve, same
+):
+    rollouts = made_up()
+    log_probs, _ = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    far = rollouts.replace(
+        rewards=jnp.ones_like(rollouts.rewards), log_probs=jnp.asarray(log_probs - 0.5, jnp.float32)
+    )
+    config = rl_config(overrides=overrides, num_epochs=2)
+    state, _ = improve(config, tiny_params, far, rate=0.0)
+    assert furthest(state.opt_state["total"], jax.tree.map(jnp.zeros_like, tiny_params)) == 0
+    # With rewards that differ it does.
+    far = far.replace(rewards=rollouts.rewards)
+    every, _ = improve(rl_config(num_epochs=2), tiny_params, far, rate=0.0)
+    state, _ = improve(config, tiny_params, far, rate=0.0)
+    assert furthest(state.opt_state["total"], every.opt_state["total"]) > 1e-3
+
+
 def test_entropy_shaped_advantages(
     rl_config, tiny_params, prompts, made_up, plain, improve, same
 ):
@@ -282,6 +397,64 @@ def test_adaptive_entropy_bonus(rl_config, tiny_params, prompts, made_up, plain,
     assert state.entropy_coef == 0
 
 
+def test_the_entropy_is_read_by_one_pass_for_all_who_need_it(
+    rl_config, tiny_params, prompts, made_up, keep, monkeypatch
+):
+    calls = []
+
+    def count(*arguments, **options):
+        calls.append(arguments)
+        return run_policy(*arguments, **options)
+
+    run_policy = scoring.run_policy
+    monkeypatch.setattr(scoring, "run_policy", count)
+
+    def passes(preset, **overrides):
+        config = rl_config(preset, overrides)
+        calls.clear()
+        state = init_policy_state(tiny_params, config, keep)
+        jax.eval_shape(
+            functools.partial(update, config=config, optimizer=keep), state, prompts,
+            made_up(given=preset == "gfpo_exact"), jax.random.key(0),
+        )
+        return len(calls)
+
+    bonus = dict(entropy_coef=0.1, entropy_target=1.0)
+    for preset in ("rloo", "gfpo", "gfpo_exact"):
+        alone = passes(preset)
+        assert alone >= 1 and passes(preset, **bonus) == alone + 1
+    assert passes("rloo", top_entropy=0.5) == passes("rloo", top_entropy=0.5, **bonus)
+
+
+def test_the_bonus_on_the_fork_is_by_the_entropy_of_the_tags(
+    rl_config, tiny_params, prompts, made_up, improve, same
+):
+    overrides = dict(entropy_coef=0.3, entropy_target=0.5)
+    rollouts, runs = made_up(given=True), {}
+    log_probs = scoring.tag_log_probs(tiny_params, prompts, rl_config("gfpo_exact"))
+    entropy = float(-(np.exp(log_probs) * log_probs).sum(axis=1).mean())
+    for gap in (-0.01, 0.01, None):
+        changes = {} if gap is None else {**overrides, "entropy_target": entropy + gap}
+        config = rl_config("gfpo_exact", changes)
+        runs[gap], metrics = improve(config, tiny_params, rollouts)
+        assert metrics["entropy"] == pytest.approx(entropy, rel=1e-4)
+    # Above its target it is off.
+    same(runs[-0.01].opt_state["total"], runs[None].opt_state["total"], rtol=1e-5, atol=1e-7)
+    assert furthest(runs[0.01].opt_state["total"], runs[None].opt_state["total"]) > 1e-3
+
+
+def test_a_skipped_step_leaves_the_entropys_weight_alone(
+    rl_config, tiny_params, made_up, improve
+):
+    config = rl_config(overrides=dict(entropy_coef=0.3, entropy_target=1.0, entropy_delta=0.1))
+    lost = jax.tree.map(lambda x: x * jnp.nan, tiny_params)
+    state, metrics = improve(config, lost, made_up())
+    assert np.isnan(metrics["entropy"]) and metrics["skipped"] == 1
+    assert state.entropy_coef == metrics["entropy_coef"] == np.float32(0.3)
+    state, _ = improve(config, None, made_up(), state=state.replace(params=tiny_params))
+    assert abs(float(state.entropy_coef) - 0.3) > 0.05
+
+
 # Several updates per rollout
 
 def test_every_minibatch_is_a_step_and_later_ones_leave_the_old_policy(
@@ -299,8 +472,25 @@ def test_every_minibatch_is_a_step_and_later_ones_leave_the_old_policy(
     assert metrics["clip_ratio/low_mean"] == 0 and metrics["clip_ratio/high_mean"] == 0
     moved, metrics = improve(config, tiny_params, rollouts, rate=1.0)
     assert moved.opt_state["count"] == 4
-    assert metrics["sampling_logp_difference/mean"] > 1e-2
-    assert metrics["clip_ratio/low_mean"] + metrics["clip_ratio/high_mean"] > 0.01
+    # The sampler's policy is the first minibatch's; later ones have left it.
+    assert metrics["sampling_logp_difference/mean"] < 1e-4
+    clipped = [float(metrics[f"clip_ratio/{part}_mean"]) for part in ("low", "high", "region")]
+    assert clipped[0] + clipped[1] == pytest.approx(clipped[2]) and clipped[2] > 0.01
+
+
+def test_sampler_and_training_pass_are_compared_before_the_policy_moves(
+    rl_config, tiny_params, prompts, made_up, plain, improve
+):
+    rollouts = made_up()
+    log_probs, _ = plain.log_probs(tiny_params, prompts, rollouts.tokens)
+    offsets = np.random.default_rng(0).uniform(-0.5, 0.5, log_probs.shape)
+    rollouts = rollouts.replace(log_probs=jnp.asarray(log_probs + offsets, jnp.float32))
+    away = np.abs(offsets)[trained(rollouts) > 0]
+    for settings in ({}, dict(num_microbatches=2), dict(num_epochs=3)):
+        config = rl_config(**settings)
+        _, metrics = improve(config, tiny_params, rollouts, rate=1.0)
+        got = [metrics[f"sampling_logp_difference/{name}"] for name in ("mean", "max")]
+        np.testing.assert_allclose(got, [away.mean(), away.max()], rtol=1e-3)
 
 
 @pytest.mark.parametrize("kl_cov", [0.0, 0.2])
@@ -335,8 +525,8 @@ def test_gradient_away_from_the_old_policy(
 
 # Gradient accumulation
 
-PARTS = (  # each aggregation, with a KL in the loss or without; the fork; both in its exact form
-    "rloo", "grpo", "dr_grpo", "reinforce_pp_baseline", "gfpo", "gfpo_exact",
+PARTS = (  # each aggregation, with a KL in the loss or without; a critic; both forms of the fork
+    "rloo", "grpo", "dr_grpo", "reinforce_pp_baseline", "ppo", "gfpo", "gfpo_exact",
 )
 
 
@@ -352,6 +542,7 @@ def test_parts_of_a_batch_add_up_to_it(
         runs[parts] = improve(config, tiny_params, rollouts, reference=other_params)
         state, metrics = runs[parts]
         same(state.params, runs[1][0].params, rtol=1e-6, atol=1e-7)
+        same(state.critic, runs[1][0].critic, rtol=1e-6, atol=1e-7)
         assert set(metrics) == set(runs[1][1])
         same(metrics, runs[1][1], rtol=1e-4, atol=1e-6)
     assert furthest(runs[1][0].params, tiny_params) > 1e-3
@@ -377,9 +568,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
         same(state.params, before.params)
         same(state.opt_state, before.opt_state)
         assert state.skipped == count and metrics["skipped"] == 1
-        assert not np.isfinite(metrics["loss"])
+        assert not np.isfinite(metrics["loss"]) and metrics["reward_nan"] == 1
     state, metrics = improve(config, None, good, state=state)
-    assert state.skipped == 0 and metrics["skipped"] == 0
+    assert state.skipped == 0 and metrics["skipped"] == metrics["reward_nan"] == 0
     assert furthest(state.params, before.params) > 1e-3
 
     # Parameters that are lost are left as they are, and the step is one that was skipped.
@@ -388,6 +579,28 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     state, metrics = improve(config, lost, good)
     same(state.params, lost)
     assert state.skipped == 1 and metrics["skipped"] == 1 and state.opt_state["count"] == 0
+
+
+@pytest.mark.parametrize("reward", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "preset, overrides",
+    [
+        ("rloo", dict(advantage="pass_at_k", advantage_k=2)),  # asks only what is above 1/2
+        ("t1", {}), ("ppo", {}), ("gfpo_exact", {}),
+    ],
+)
+def test_a_reward_that_is_not_finite_is_never_trained(
+    reward, preset, overrides, rl_config, tiny_params, made_up, improve, same
+):
+    rollouts = made_up(given=preset == "gfpo_exact")
+    place = tuple(np.argwhere(np.asarray(rollouts.penalised))[0])  # a penalty does not hide it
+    bad = rollouts.replace(rewards=rollouts.rewards.at[place].set(reward))
+    config = rl_config(preset, overrides)
+    state, metrics = improve(config, tiny_params, bad)
+    same(state.params, tiny_params)
+    assert metrics["reward_nan"] == 1
+    assert metrics["skipped"] == (2 if preset == "ppo" else 1)  # its critic's step, too
+    assert state.skipped == 1
 
 
 def test_only_the_minibatches_that_are_not_finite_are_skipped(

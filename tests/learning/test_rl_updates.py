@@ -12,9 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from reasoning.learning.experience import init_policy_state, tag_log_probs
 from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
+from reasoning.learning.rl_state import init_policy_state
 from reasoning.learning.rl_updates import make_rl_step, scan_steps
+from reasoning.learning.scoring import tag_log_probs
 from reasoning.models.transformer import init_params
 from reasoning.rewards.verdicts import Verdicts
 
@@ -70,10 +71,20 @@ def test_learns_a_token(preset, max_rounds, rl_config, learn):
     state, metrics = learn(config, second_token_is_5)
     rewards = np.array(metrics["reward"])
     assert rewards[:3].mean() < 0.4 and rewards[-10:].mean() > 0.95
-    rounds = np.array(metrics["sampling_rounds"])
+    rounds = np.array(metrics["sampling/rounds"])
     assert set(rounds) == set(range(1, max_rounds + 1))
+    np.testing.assert_array_equal(metrics["sampling/groups"], 4 * rounds)
+    assert (metrics["sampling/informative_groups"] <= 4 * rounds).all()
+    one_round = metrics["completions/mean_length"] * 4 * SAMPLES["num_samples"]
+    drawn = np.array(metrics["num_tokens"])  # of all rounds, not only what was kept
+    np.testing.assert_allclose(drawn[rounds == 1], one_round[rounds == 1], rtol=1e-5)
+    assert (drawn[rounds > 1] > 1.5 * one_round[rounds > 1]).all()
     if max_rounds > 1:  # one is enough where every group of it has a gradient
         assert (metrics["frac_reward_zero_std"][rounds == 1] == 0).all()
+        # The batch that trains is chosen by its rewards.
+        assert not np.allclose(metrics["sampling/reward"], rewards)
+    else:
+        np.testing.assert_allclose(metrics["sampling/reward"], rewards, rtol=1e-6)
     assert state.step == STEPS and metrics["skipped"].sum() == 0
     np.testing.assert_allclose(metrics["sampling_logp_difference/mean"], 0, atol=1e-4)
 

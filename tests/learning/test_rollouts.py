@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reasoning.learning.experience import score
+from reasoning.learning.advantages import penalise_after, penalise_before, rloo
 from reasoning.learning.rollouts import (
     PromptBatch,
     RolloutConfig,
@@ -20,6 +20,7 @@ from reasoning.learning.rollouts import (
     rollout_metrics,
     sample_tags,
 )
+from reasoning.learning.scoring import score
 from reasoning.rewards.verdicts import REASONS, Verdicts, reason_id
 from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, STOP_LENGTH, Samples
 
@@ -105,7 +106,7 @@ def test_rewards_meet_the_completions_of_their_own_problem(rollouts, prompts):
     )
 
 
-FILTERS = [{}, dict(temperature=1.3, top_p=0.9), dict(min_p=0.1)]
+FILTERS = [{}, dict(temperature=1.3, top_p=0.9), dict(min_p=0.1), dict(top_k=4)]
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
@@ -151,6 +152,33 @@ def test_stratified_samples_have_every_tag_equally_often(
         sample_tags(RolloutConfig(num_samples=5, tags="stratified"), TAGS, 2)
 
 
+def test_top_k_is_what_is_sampled_from(run, rl_config, tiny_params, prompts):
+    config = rl_config(rollout=dict(top_k=1))
+    rows = host(run(tiny_params, prompts, jax.random.key(0), config))
+    np.testing.assert_array_equal(rows.log_probs, 0)  # the likeliest token is the only one
+    np.testing.assert_array_equal(rows.tokens, np.broadcast_to(rows.tokens[:, :1], (4, 6, 5)))
+
+
+# Verdicts
+
+def test_verdicts_of_a_wrong_shape_are_refused_while_tracing(rl_config, tiny_params, prompts):
+    def one_a_token(prompts, completions, metadata):
+        return Verdicts(completions.mask.astype(jnp.float32), completions.tokens[:, 0])
+
+    def trace(reward):
+        config = rl_config()
+        sample = functools.partial(
+            roll_out, config=config.model, rollout=config.rollout, reward=reward,
+            allowed=config.allowed_ids(), eos_id=EOS, pad_id=PAD,
+        )
+        jax.eval_shape(sample, tiny_params, prompts, jax.random.key(0))
+
+    trace(second_token_is_5)
+    message = r"^one_a_token: reward is float32\[24, 5\]; return float32\[24\], one entry per"
+    with pytest.raises(ValueError, match=message):
+        trace(one_a_token)
+
+
 # Shaping
 
 def completions():
@@ -163,7 +191,7 @@ def completions():
         ([2, 6, 4, EOS], 1.0, "correct", "garbled"),
         ([2, 9, 4, EOS], -1.0, "malformed", "garbled"),  # a tag inside
         ([2, 3, 2, 3, 2, 3, 6], 0.0, "over_long", "repetition garbled"),
-        ([2, 3, 4, 5, 2, 4, 3], 1.0, "correct", ""),  # cut off
+        ([2, 3, 2, 3, 2, 3, 6], 0.0, "skipped", "repetition garbled"),  # cut off, not judged
     ]
 
 
@@ -230,42 +258,84 @@ def test_patterns_are_penalised_and_explain_failures_alone(tiny, rl_config):
         *zip(*completions()), rows.penalised.ravel(), rows.reasons.ravel(), strict=True
     ):
         assert penalised == (text[-1] != EOS or bool(found)), (text, found)
-        expected = reason if reward > 0 or not found else found.split()[0]
-        assert REASONS[got] == expected, (text, found)
+        told = reward > 0 or not found or reason == "skipped"
+        assert REASONS[got] == (reason if told else found.split()[0]), (text, found)
+    for pattern, found in rows.patterns.items():
+        expected = [
+            text[-1] != EOS if pattern == "truncated" else pattern in names
+            for text, _, _, names in completions()
+        ]
+        np.testing.assert_array_equal(found.ravel(), expected)
+    assert set(rows.patterns) == {"truncated", "repetition", "garbled"}
+    assert rows.valid.ravel().tolist() == [True] * 7 + [False]
+    worth = np.where(rows.penalised, -1, rows.rewards)
+    np.testing.assert_array_equal(rows.worth("before"), worth)
+    np.testing.assert_array_equal(rows.worth("after"), worth)
+    np.testing.assert_array_equal(rows.worth("none"), rows.rewards)
 
 
-def test_metrics_of_a_batch(rollouts):
-    tags = np.random.default_rng(0).integers(-1, TAGS, rollouts.tags.shape)
-    rollouts = rollouts.replace(tags=tags.astype(np.int32))
-    got = jax.jit(rollout_metrics, static_argnums=1)(rollouts, TAGS)
+@pytest.mark.parametrize("skips", [False, True])
+def test_metrics_of_a_batch(rollouts, skips):
+    rng = np.random.default_rng(0)
+    tags = rng.integers(-1, TAGS, rollouts.tags.shape)
+    valid = rng.random(tags.shape) < 0.7 if skips else np.ones(tags.shape, bool)
+    rollouts = rollouts.replace(
+        tags=tags.astype(np.int32),
+        patterns={name: rng.random(tags.shape) < 0.3 for name in ("truncated", "garbled")},
+        reasons=np.where(valid, rollouts.reasons, reason_id("skipped")),
+        # What was skipped has some reward, which must not matter.
+        rewards=np.where(valid, rollouts.rewards, 99.0).astype(np.float32),
+        parts={"task": np.where(valid, rollouts.rewards, 99.0).astype(np.float32)},
+    )
+    got = jax.jit(rollout_metrics, static_argnums=1)(jax.tree.map(jnp.asarray, rollouts), TAGS)
     lengths, rewards = rollouts.mask.sum(axis=2), rollouts.rewards
+    groups = [row[kept] for row, kept in zip(rewards, valid, strict=True)]
+    assert min(map(len, groups)) > 1
+    patterns = rollouts.patterns
     expected = {
-        "reward": rewards.mean(),
-        "reward_std": rewards.std(axis=1, ddof=1).mean(),
-        "frac_reward_zero_std": np.mean([len(set(group)) == 1 for group in rewards.tolist()]),
-        "rewards/task/mean": rewards.mean(),
-        "rewards/task/std": rewards.std(),
+        "reward": rewards[valid].mean(),
+        "reward_std": np.mean([group.std(ddof=1) for group in groups]),
+        "frac_reward_zero_std": np.mean([len(set(group)) == 1 for group in groups]),
+        "rewards/task/mean": rewards[valid].mean(),
+        "rewards/task/std": rewards[valid].std(),
+        "rewards/skipped": 1 - valid.mean(),
         "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
         "completions/mean_terminated_length": lengths[rollouts.ended].mean(),
+        "completions/min_terminated_length": lengths[rollouts.ended].min(),
+        "completions/max_terminated_length": lengths[rollouts.ended].max(),
         "completions/clipped_ratio": 1 - rollouts.ended.mean(),
-        "penalised": rollouts.penalised.mean(),
+        "patterns/truncated": patterns["truncated"].mean(),
+        "patterns/garbled": patterns["garbled"].mean(),
+        "penalised": (patterns["truncated"] | patterns["garbled"]).mean(),
         "num_tokens": lengths.sum(),
     }
     counts = np.array([(rollouts.tags == tag).sum() for tag in range(TAGS)])
     share = counts / counts.sum()
     expected["tags/share"] = share
     expected["tags/entropy"] = -(share * np.log(share)).sum()
-    expected["tags/reward"] = [rewards[rollouts.tags == tag].mean() for tag in range(TAGS)]
+    expected["tags/reward"] = [
+        rewards[(rollouts.tags == tag) & valid].mean() for tag in range(TAGS)
+    ]
     assert set(got) == set(expected)
     assert counts.min() > 0 and len(set(counts)) > 1 and (tags == -1).any()
-    assert 0 < expected["frac_reward_zero_std"] < 1
+    assert 0 < expected["frac_reward_zero_std"] < 1 and lengths.min() < lengths.max()
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
     # One sample a prompt has no spread, and is no reason for a figure that is not finite.
     single = jax.tree.map(lambda x: jnp.asarray(x[:, :1]), rollouts)
     made = rollout_metrics(single, TAGS)
     assert made["reward_std"] == 0 and all(np.isfinite(x).all() for x in made.values())
+    # Neither is a batch in which nothing has ended and nothing was judged.
+    none = single.replace(
+        ended=single.ended & False, reasons=jnp.full_like(single.reasons, reason_id("skipped"))
+    )
+    made = rollout_metrics(none, TAGS)
+    assert all(np.isfinite(x).all() for x in made.values()) and made["rewards/skipped"] == 1
+    assert made["frac_reward_zero_std"] == 1 and made["reward"] == 0
+    for name in ("mean", "min", "max"):
+        assert made[f"completions/{name}_terminated_length"] == 0
 
 
 # Dynamic sampling
@@ -274,26 +344,34 @@ NUM_PROMPTS = 3
 
 
 def sample_round(table, prompts, key):
-    """The rewards of a prompt come from a table by its index; its tokens say whose they are."""
+    """The rewards of a prompt come from a table by its index; its tokens say whose they are.
+
+    An odd index has a token less in each completion; a reward of 2 is one with garble.
+    """
     rewards = table[prompts.index]
     shape = rewards.shape
     tokens = jnp.broadcast_to(prompts.index[:, None, None], (*shape, 2)).astype(jnp.int32)
     zeros, flags = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
     return Rollouts(
-        tokens=tokens, mask=tokens >= 0, log_probs=tokens.astype(jnp.float32), tags=zeros,
-        given=flags, ended=flags, rewards=rewards, parts={"task": rewards}, penalised=flags,
+        tokens=tokens, mask=jnp.arange(2)[None, None] < 2 - tokens % 2,
+        log_probs=tokens.astype(jnp.float32), tags=zeros, given=flags, ended=flags,
+        rewards=rewards, parts={"task": rewards}, patterns={"garbled": rewards == 2},
         reasons=zeros,
     )
 
 
-def draw_rounds(table, prompts, key):
-    return refill(functools.partial(sample_round, table), prompts, key, NUM_PROMPTS)
+def draw_rounds(table, prompts, key, penalty="none"):
+    return refill(functools.partial(sample_round, table), prompts, key, NUM_PROMPTS, penalty)
 
 
-def brute_force(table, index):
+def good(group):
+    return len(set(group.tolist())) > 1
+
+
+def brute_force(table, index, good=good):
     """Fill up round by round, as a list: informative groups first, in the order they came."""
-    def good(i):
-        return len(set(table[i].tolist())) > 1
+    table = [good(row) for row in table]
+    good = table.__getitem__
 
     kept, rounds = list(index[:NUM_PROMPTS]), 1
     while rounds < len(index) // NUM_PROMPTS and not all(map(good, kept)):
@@ -316,22 +394,89 @@ def test_refill_is_brute_force(share):
         index = rng.permutation(50)[: 4 * NUM_PROMPTS].astype(np.int32)
         prompts = PromptBatch(index[:, None] + 100, np.ones((12, 1), np.int32), index, index * 2)
         arguments = (*jax.tree.map(jnp.asarray, (table, prompts)), jax.random.key(0))
-        kept, rollouts, rounds = compiled(*arguments)
+        kept, rollouts, metrics = compiled(*arguments)
         expected, drawn = brute_force(table, index)
         np.testing.assert_array_equal(kept.index, expected)
-        assert rounds == drawn
+        # What was thrown away was drawn all the same.
+        everything = index[: drawn * NUM_PROMPTS]
+        assert {name: float(value) for name, value in metrics.items()} == {
+            "num_tokens": 4 * (2 - everything % 2).sum(),
+            "sampling/rounds": drawn,
+            "sampling/groups": len(everything),
+            "sampling/informative_groups": sum(good(table[i]) for i in everything),
+            "sampling/reward": pytest.approx(table[everything].mean(), rel=1e-6),
+        }
+        assert rollout_metrics(rollouts, TAGS)["num_tokens"] == 4 * sum(2 - i % 2 for i in expected)
         # Every part of a prompt and of its rollouts moved along.
         np.testing.assert_array_equal(kept.ids[:, 0], np.array(expected) + 100)
         np.testing.assert_array_equal(kept.metadata, np.array(expected) * 2)
         np.testing.assert_array_equal(rollouts.tokens[:, 0, 0], expected)
         np.testing.assert_array_equal(rollouts.rewards, table[expected])
-        assert informative(rollouts).sum() == sum(len(set(table[i])) > 1 for i in expected)
+        assert informative(rollouts).sum() == sum(good(table[i]) for i in expected)
         seen.add(drawn)
         if trial == 0:
             again = draw_rounds(*arguments)
-            jax.tree.map(np.testing.assert_array_equal, again, (kept, rollouts, rounds))
+            jax.tree.map(np.testing.assert_array_equal, again, (kept, rollouts, metrics))
     # No more rounds than needed, and all there are where that does not help.
     assert len(seen) > 2 if 0 < share < 1 else seen == {4 if share == 0 else 1}
+
+
+GROUPS = [  # rewards, which of them are garbled, and the penalties under which there is a gradient
+    ((0, 0, 0, 0), (), ()),
+    ((0, 1, 0, 0), (), ("none", "before", "after")),
+    ((1, 1, 1, 1), (0,), ("before", "after")),
+    ((0, -1, -1, -1), (0,), ("none", "after")),
+    ((-1, -1, -1, -1), (0, 2), ("after",)),
+    ((1, 1, 1, 1), (0, 1, 2, 3), ("after",)),  # -1 each, with no baseline
+]
+METHODS = {
+    "none": lambda rewards, valid, _: rloo(rewards, valid),
+    "before": functools.partial(penalise_before, rloo),
+    "after": functools.partial(penalise_after, rloo),
+}
+
+
+@pytest.mark.parametrize("penalty", METHODS)
+def test_a_group_is_informative_by_what_trains(penalty):
+    index = np.arange(len(GROUPS))
+    table = jnp.asarray([rewards for rewards, *_ in GROUPS], jnp.float32)
+    rows = sample_round(table, PromptBatch(index, index, index, index), None)
+    garbled = np.array([[i in places for i in range(4)] for _, places, _ in GROUPS])
+    rows = rows.replace(patterns={"garbled": garbled, "truncated": garbled & False})
+    expected = [penalty in penalties for *_, penalties in GROUPS]
+    np.testing.assert_array_equal(informative(rows, penalty), expected)
+    # It is where an advantage is not 0.
+    advantages = METHODS[penalty](rows.rewards, rows.valid, rows.penalised)
+    np.testing.assert_array_equal((advantages != 0).any(axis=1), expected)
+    # TRL's figure is of the rewards alone.
+    assert rollout_metrics(rows, TAGS)["frac_reward_zero_std"] == pytest.approx(4 / 6)
+
+
+def test_samples_that_were_skipped_make_no_group_informative():
+    table = jnp.asarray([[0, 0, 0, 1], [0, 0, 1, 1], [2, 0, 0, 0], [0, 1, 1, 1]], jnp.float32)
+    rows = sample_round(table, PromptBatch(*[np.arange(4)] * 4), None)
+    skipped = jnp.array([[0, 0, 0, 1], [0, 0, 0, 1], [1, 0, 0, 0], [1, 1, 1, 0]], bool)
+    rows = rows.replace(reasons=jnp.where(skipped, reason_id("skipped"), rows.reasons))
+    for penalty in ("none", "before", "after"):
+        got = informative(rows, penalty)
+        np.testing.assert_array_equal(got, [False, True, False, False])
+    none = rows.replace(reasons=jnp.full_like(rows.reasons, reason_id("skipped")))
+    assert not informative(none, "after").any()
+
+
+@pytest.mark.parametrize("penalty", ["before", "after"])
+def test_refill_keeps_groups_that_differ_by_a_penalty_alone(penalty):
+    rng = np.random.default_rng(0)
+    table = np.ones((50, 4), np.float32)
+    table[rng.random(50) < 0.3] = [2, 2, 1, 1] if penalty == "before" else [2, 2, 2, 2]
+    index = rng.permutation(50)[: 4 * NUM_PROMPTS].astype(np.int32)
+    prompts = jax.tree.map(jnp.asarray, PromptBatch(index, index, index, index))
+    kept, _, metrics = draw_rounds(jnp.asarray(table), prompts, jax.random.key(0), penalty)
+    expected, drawn = brute_force(table, index, good=lambda group: 2 in group)
+    np.testing.assert_array_equal(kept.index, expected)
+    assert metrics["sampling/rounds"] == drawn > 1
+    found = sum(2 in table[i] for i in index[: drawn * NUM_PROMPTS])
+    assert metrics["sampling/informative_groups"] == found > 0
 
 
 def test_rewards_that_are_not_finite_are_not_informative(rollouts):

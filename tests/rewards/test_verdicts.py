@@ -1,5 +1,8 @@
 """The contract of rewards: its helpers, and what `check_verdicts` refuses."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,9 +12,11 @@ from reasoning.rewards.verdicts import (
     REASONS,
     Completions,
     Verdicts,
+    check_shapes,
     check_verdicts,
     ended,
     reason_id,
+    reward_name,
     shortened,
 )
 
@@ -84,6 +89,37 @@ def test_a_wrong_shape_or_dtype_is_named(reward, reason, field):
 def test_a_wrong_shape_is_seen_without_texts():
     with pytest.raises(ValueError, match=r"reward is float32\[2, 1\]"):
         check_verdicts(Verdicts(np.zeros((2, 1), np.float32), np.zeros(2, np.int32)), None, "f")
+
+
+def test_a_wrong_shape_is_seen_while_tracing():
+    def judge(reward, reason):
+        check_shapes(Verdicts(reward, reason), 2, "f")
+        return reward
+
+    floats, ints = jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
+    jax.eval_shape(judge, floats, ints)
+    wide = jax.ShapeDtypeStruct((2, 1), jnp.float32)
+    with pytest.raises(ValueError, match=r"^f: reward is float32\[2, 1\]; return float32"):
+        jax.eval_shape(judge, wide, ints)
+    with pytest.raises(ValueError, match=r"^f: reason is float32\[2\]; return int32\[2\], one"):
+        jax.eval_shape(judge, floats, floats)
+    with pytest.raises(ValueError, match=r"^f: reward is list\[2\]; return float32\[2\], one"):
+        check_shapes(Verdicts([1.0, 0.0], np.zeros(2, np.int32)), 2, "f")
+
+
+def test_a_reward_is_called_by_its_name():
+    class Judge:
+        def __call__(self, prompts, completions, metadata): ...
+
+    class Named(Judge):
+        name = "mine"
+
+    names = {
+        "check_verdicts": check_verdicts, "Judge": Judge(), "mine": Named(),
+        "shortened": functools.partial(functools.partial(shortened, limit=3)),
+        "ended": jax.jit(ended),
+    }
+    assert {name: reward_name(reward) for name, reward in names.items()} == {n: n for n in names}
 
 
 def test_long_texts_are_cut_in_the_middle():

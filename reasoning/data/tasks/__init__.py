@@ -11,7 +11,7 @@ from reasoning.data.tasks.group_words import GroupWords
 # name -> (class, arguments)
 TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
     "countdown": (Countdown, {}),
-    "countdown4": (Countdown, {"size": 4, "tries": 8}),
+    "countdown4": (Countdown, {"size": 4, "largest": 12, "tries": 8}),
     "group_words": (GroupWords, {}),
     "group_words_s4": (GroupWords, {"group": "S4"}),
     "group_words_s5": (GroupWords, {"group": "S5"}),

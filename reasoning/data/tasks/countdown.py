@@ -144,6 +144,19 @@ def _backward(numbers: tuple[int, ...], target: int, limit: int, order: Order) -
     yield from search(tuple(sorted(numbers)), target, ())
 
 
+def _bounded(search: Iterator[Found], max_tries: int) -> Trace | None:
+    """The trace of a search that succeeds within the budget of tries, else None."""
+    written, tries = [], 0
+    for step, check, path in search:
+        if tries == max_tries:
+            return None
+        written.append(step.text(check))
+        tries += check != ","
+        if check == "yes":
+            return Trace(" ".join(written), _answer(path))
+    return None
+
+
 def _answer(path: tuple[Step, ...]) -> str:
     """The path's equations in the order in which they are computed."""
     inverse = {"-": "+", "/": "*", "+": "-"}
@@ -165,6 +178,7 @@ class Countdown:
       target: targets are drawn from 1..target.
       tries: how many complete combinations a strategy may try before it gives up.
       limit: no step may have a larger result; the largest number of the task's texts.
+      practice_tries: how many combinations a practised search may try.
     """
 
     name = "countdown"
@@ -174,21 +188,25 @@ class Countdown:
     def __init__(
         self,
         size: int = 3,
-        largest: int = 12,
+        largest: int = 20,
         target: int = 40,
-        tries: int = 6,
+        tries: int = 5,
         limit: int = 40,
+        practice_tries: int = 8,
     ) -> None:
         if size < 2:
             raise ValueError(f"size={size}: countdown needs at least 2 numbers.")
         if tries < 1:
             raise ValueError(f"tries={tries}: a strategy needs at least one try.")
+        if practice_tries < 1:
+            raise ValueError(f"practice_tries={practice_tries}: a search needs at least one try.")
         if not limit <= 9999:
             raise ValueError(f"limit={limit}: the verifier reads numbers up to 9999.")
         for name, value in (("largest", largest), ("target", target)):
             if not 1 <= value <= limit:
                 raise ValueError(f"{name}={value}: must lie in 1..limit={limit}.")
-        self.size, self.largest, self.target, self.tries = size, largest, target, tries
+        self.size, self.largest, self.target = size, largest, target
+        self.tries, self.practice_tries = tries, practice_tries
         self.max_number = limit
 
     def sample(self, seed: int, index: int) -> CountdownProblem:
@@ -219,7 +237,7 @@ class Countdown:
 
     def trace(self, problem: CountdownProblem, strategy: str) -> Trace | None:
         """The strategy's search up to its success, None if it runs out of tries."""
-        return self._bounded(self._search(problem, strategy))
+        return _bounded(self._search(problem, strategy), self.tries)
 
     def practice(self, problem: CountdownProblem, rng: random.Random) -> Trace | None:
         """A search in random order, forward or backward, that happens to succeed in time."""
@@ -228,7 +246,7 @@ class Countdown:
             found = search(
                 problem.numbers, problem.target, self.max_number, lambda _: (rng.random(),)
             )
-            if (trace := self._bounded(found)) is not None:
+            if (trace := _bounded(found, self.practice_tries)) is not None:
                 return trace
         return None
 
@@ -298,18 +316,6 @@ class Countdown:
                 lambda s: (-s.b, "-/+".index(s.op)) if s.back else ("*+-".index(s.op),),
             )
         return _forward(problem.numbers, problem.target, self.max_number, orders[strategy])
-
-    def _bounded(self, search: Iterator[Found]) -> Trace | None:
-        """The trace of a search that succeeds within the budget of tries."""
-        written, tries = [], 0
-        for step, check, path in search:
-            if tries == self.tries:
-                return None
-            written.append(step.text(check))
-            tries += check != ","
-            if check == "yes":
-                return Trace(" ".join(written), _answer(path))
-        return None
 
 
 _STEP = re.compile(r"(?:from )?\S+ \S+ \S+ = \S+ (?:,|yes|high|low)|\S+")

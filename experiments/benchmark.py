@@ -1,0 +1,267 @@
+"""How fast this project is: one JSON line for every measurement, on the machine at hand.
+
+    python -m experiments.benchmark --only=rl
+    python -m experiments.benchmark --only=rl,program --size=tiny --repeats=2
+
+rl: a step of GRPO, on the work that peers are timed on.
+program: many steps of GRPO on group words as one program, for one seed and for 8 at once.
+
+`first_s` is the first call, with compilation; what is compared runs in turn, and `median_s` is the
+median of the later `laps`. `load1` says whether the machine was idle, as it should be.
+"""
+
+import functools
+import json
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from absl import app, flags, logging
+
+from experiments import launch
+from experiments.configs import group_words
+from experiments.rl import one_program, rl_config, rl_problems, schedule
+from experiments.sft import Setup, optimizer_config, set_up
+from reasoning.learning.algorithms import make_algorithm
+from reasoning.learning.optimizers import make_optimizer
+from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
+from reasoning.learning.rl_updates import make_rl_step
+from reasoning.learning.rollouts import Metrics, PromptBatch, RolloutConfig
+from reasoning.models.config import ModelConfig
+from reasoning.models.transformer import init_params
+from reasoning.rewards.device import device_reward
+from reasoning.rewards.verdicts import Completions, Verdicts, reason_id
+
+NUM_SEEDS = 8
+# Operations of a compiled program that make the device wait for the host.
+_HOST_CALLBACKS = re.compile(
+    r'custom_call_target="[^"]*callback[^"]*"|\b(?:infeed|outfeed|send|recv)(?:-start)?\('
+)
+
+Row = dict[str, Any]
+
+
+class Program:
+    """A jitted function `(state, *inputs)` with what it is timed on: every lap starts alike."""
+
+    def __init__(self, function: jax.stages.Wrapped, state: PolicyState, *inputs: Any) -> None:
+        self.function, self.state, self.inputs = function, state, inputs
+
+    @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        """The function, compiled when it is first asked for."""
+        return self.function.lower(self.state, *self.inputs).compile()
+
+    def lap(self) -> float:
+        """Seconds of one call; what it returns is kept as `result`."""
+        # The function may consume its state.
+        state = jax.block_until_ready(jax.tree.map(jnp.copy, self.state))
+        started = time.perf_counter()
+        self.result = jax.block_until_ready(self.compiled(state, *self.inputs))
+        return time.perf_counter() - started
+
+    def host_callbacks(self) -> int:
+        """How often the compiled program turns to the host."""
+        return len(_HOST_CALLBACKS.findall(self.compiled.as_text()))
+
+
+def run_in_turn(programs: Sequence[Program], repeats: int) -> list[list[float]]:
+    """Laps of each program, the first call before the others; A, B, A, B, ... in time."""
+    return list(zip(*([program.lap() for program in programs] for _ in range(1 + repeats))))
+
+
+def report(what: str, size: str, tokens: float, laps: Sequence[float], **more: Any) -> Row:
+    """One measurement: `tokens` in a lap, `laps` with the first call."""
+    first, *later = laps
+    median = statistics.median(later)
+    return {
+        "what": what,
+        "size": size,
+        "tokens_per_s": round(tokens / median),
+        "median_s": round(median, 4),
+        "laps": [round(lap, 4) for lap in later],
+        "first_s": round(first, 2),
+        "jax": jax.__version__,
+        "load1": round(os.getloadavg()[0], 2),
+        **more,
+    }
+
+
+def grpo_config(model: ModelConfig, prompts: int, samples: int, new_tokens: int) -> RLConfig:
+    """One update of `prompts * samples` completions that all have `new_tokens` tokens."""
+    return RLConfig(
+        model=model,
+        algorithm=make_algorithm("grpo", kl_coef=0.04),
+        rollout=RolloutConfig(num_samples=samples, max_new_tokens=new_tokens),
+        eos_id=model.output_size,  # no id of the policy: nobody stops early
+        pad_id=0,
+        num_prompts=prompts,
+    )
+
+
+# "peer" is the decoder of shared/bench/tunix_bench.py; a strategy tag is one more id to draw.
+STEPS = {
+    "peer": grpo_config(
+        ModelConfig(
+            vocab_size=512, num_strategies=1, d_model=256, num_layers=4, num_heads=4,
+            num_kv_heads=4, head_dim=64, d_ff=1024, max_length=96, position_encoding="rope",
+        ),
+        prompts=8, samples=8, new_tokens=64,
+    ),
+    "tiny": grpo_config(
+        ModelConfig(
+            vocab_size=32, num_strategies=1, d_model=8, num_layers=1, num_heads=1, num_kv_heads=1,
+            head_dim=8, d_ff=8, max_length=12, position_encoding="rope",
+        ),
+        prompts=2, samples=2, new_tokens=8,
+    ),
+}
+
+
+def letter_share(prompts: jax.Array, completions: Completions, metadata: Any) -> Verdicts:
+    """A reward that costs nothing: the share of one id."""
+    share = jnp.mean(completions.tokens == 3, axis=1)
+    return Verdicts(share, jnp.full(share.shape, reason_id("scored")))
+
+
+def measure_rl(size: str, repeats: int) -> Iterator[Row]:
+    """A step of GRPO: sampling, reward, KL to a reference, one update by AdamW."""
+    config = STEPS[size]
+    num_prompts, new_tokens = config.num_prompts, config.rollout.max_new_tokens
+    index = np.arange(num_prompts, dtype=np.int32)
+    letters = np.arange(config.model.max_length - new_tokens, dtype=np.int32)
+    ids = 3 + (index[:, None] + letters[None]) % 26
+    optimizer = optax.adamw(1e-4)
+    program = Program(
+        jax.jit(make_rl_step(config, optimizer, letter_share), donate_argnums=0),
+        init_policy_state(init_params(config.model, jax.random.key(0)), config, optimizer),
+        PromptBatch(ids, np.ones_like(ids), index, metadata=index),
+        jax.random.key(1),
+    )
+    (laps,) = run_in_turn([program], repeats)
+    tokens = num_prompts * config.rollout.num_samples * new_tokens
+    drawn = int(program.result[1]["num_tokens"])
+    if drawn != tokens:
+        raise RuntimeError(f"rl: {drawn} tokens were drawn, not the {tokens} of the comparison.")
+    yield report("rl", size, tokens, laps)
+
+
+def program_setup(size: str) -> tuple[Setup, ml_collections.ConfigDict]:
+    """Group words, and the settings of a GRPO run on it, with the smoke run's small batches."""
+    config = group_words.get_config()
+    config.evaluation.problems = config.evaluation.validation_problems = 8
+    settings = config.grpo
+    settings.steps, settings.prompts, settings.samples, settings.problems = 50, 4, 4, 200
+    # An untrained policy is never right; to repeat no token is what it can learn.
+    settings.shaping.repetition_weight, settings.shaping.repetition_ngram = 1.0, 1
+    if size == "tiny":
+        settings.steps, settings.prompts, settings.samples, settings.problems = 3, 2, 2, 6
+        config.model.update(d_model=8, num_layers=1, head_dim=4, d_ff=8, max_length=24)
+    return set_up(config, (config.arm,)), settings
+
+
+def seeds_program(
+    setup: Setup, settings: ml_collections.ConfigDict, num_seeds: int, parallel: bool
+) -> Program:
+    """All steps of seeds 0, 1, ... as `experiments.rl` runs them, from untrained policies."""
+    config = rl_config(setup, settings, early_exit=not parallel)
+    optimizer = make_optimizer(optimizer_config(settings))
+    problems = rl_problems(setup, settings, seed=0)
+    states, plans, keys = [], [], []
+    for seed in range(num_seeds):
+        params = init_params(setup.model, launch.run_key(seed, "init"))
+        states.append(init_policy_state(params, config, optimizer))
+        plans.append(schedule(settings.problems, settings.steps, settings.prompts, seed))
+        keys.append(jax.random.split(launch.run_key(seed, "rollouts"), settings.steps))
+    return Program(
+        one_program(config, optimizer, device_reward(setup.task, setup.tokenizer), parallel),
+        jax.tree.map(lambda *x: jnp.stack(x), *states),
+        jax.tree.map(lambda x: x[np.stack(plans)], problems.prompts),
+        jnp.stack(keys),
+    )
+
+
+def step_by_step(
+    setup: Setup, settings: ml_collections.ConfigDict, program: Program
+) -> tuple[PolicyState, Metrics]:
+    """What a program of one seed computes, by one call for each step."""
+    optimizer = make_optimizer(optimizer_config(settings))
+    reward = device_reward(setup.task, setup.tokenizer)
+    step = jax.jit(make_rl_step(rl_config(setup, settings), optimizer, reward))
+    state, prompts, keys = jax.tree.map(lambda x: x[0], (program.state, *program.inputs))
+    made = []
+    for i in range(settings.steps):
+        state, metrics = step(state, jax.tree.map(lambda x, i=i: x[i], prompts), keys[i])
+        made.append(metrics)
+    metrics = jax.tree.map(lambda *x: jnp.stack(x), *made)
+    return jax.tree.map(lambda x: x[None], (state, metrics))
+
+
+def bitwise_equal(a: Any, b: Any) -> bool:
+    """Whether two trees of arrays hold the same numbers to the last bit."""
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in leaves)
+
+
+def measure_program(size: str, repeats: int) -> Iterator[Row]:
+    """Many steps as one program: one seed, 8 vmapped, and 8 one after another.
+
+    Raises:
+      RuntimeError: the policies had nothing to learn from, so that equality would say nothing.
+    """
+    setup, settings = program_setup(size)
+    programs = {
+        (seeds, parallel): seeds_program(setup, settings, seeds, parallel)
+        for seeds, parallel in ((1, False), (NUM_SEEDS, True), (NUM_SEEDS, False))
+    }
+    laps = dict(zip(programs, run_in_turn(list(programs.values()), repeats)))
+    alone = programs[1, False]
+    one = statistics.median(laps[1, False][1:])
+    in_steps = step_by_step(setup, settings, alone)
+    for (seeds, parallel), program in programs.items():
+        _, metrics = program.result
+        if not (metrics["reward_std"] > 0).any(axis=1).all():
+            raise RuntimeError("program: a seed's rewards were all alike; it could not learn.")
+        finding = {"bitwise_equal": bitwise_equal(alone.result, in_steps)}
+        if seeds > 1:
+            times = statistics.median(laps[seeds, parallel][1:]) / one
+            finding = {"vmapped": parallel, "times_one_seed": round(times, 2)}
+        yield report(
+            "program", size, float(metrics["num_tokens"].sum()), laps[seeds, parallel],
+            seeds=seeds, steps=settings.steps, host_callbacks=program.host_callbacks(), **finding,
+        )
+
+
+MEASUREMENTS: dict[str, Callable[[str, int], Iterator[Row]]] = {
+    "rl": measure_rl,
+    "program": measure_program,
+}
+
+_ONLY = flags.DEFINE_list("only", list(MEASUREMENTS), f"Some of {', '.join(MEASUREMENTS)}.")
+_SIZE = flags.DEFINE_enum("size", "peer", list(STEPS), "What peers are timed on, or a test.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Laps after the first call.", lower_bound=1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what the flags name."""
+    if argv[1:]:
+        launch.refuse(f"{argv[1]!r}: no such argument; name measurements as --only=rl,program.")
+    for name in _ONLY.value:
+        if name not in MEASUREMENTS:
+            launch.refuse(f"only={name!r}: must be some of {', '.join(MEASUREMENTS)}.")
+    logging.set_verbosity(logging.WARNING)  # no word on schedules without warm-up
+    for name in _ONLY.value:
+        for row in MEASUREMENTS[name](_SIZE.value, _REPEATS.value):
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,94 @@
+"""The benchmark on a tiny size: it measures, checks what it says it checks, and refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import benchmark
+
+FIELDS = {"what", "size", "tokens_per_s", "median_s", "laps", "first_s", "jax", "load1"}
+
+
+def rows(what: str) -> list[dict]:
+    """What a measurement prints, read again."""
+    return [json.loads(json.dumps(row)) for row in benchmark.MEASUREMENTS[what]("tiny", 2)]
+
+
+def check(row: dict, what: str) -> None:
+    assert set(row) >= FIELDS
+    assert row["what"] == what and row["size"] == "tiny" and row["jax"] == jax.__version__
+    assert len(row["laps"]) == 2 and row["tokens_per_s"] > 0 and row["first_s"] > 0
+
+
+def test_a_step_is_timed_on_all_its_tokens():
+    (row,) = rows("rl")
+    check(row, "rl")
+
+
+def test_the_peer_size_is_the_work_that_peers_are_timed_on():
+    config = benchmark.STEPS["peer"]
+    drawn = config.num_prompts * config.rollout.num_samples * config.rollout.max_new_tokens
+    assert drawn == 64 * 64 and config.model.max_length - config.rollout.max_new_tokens == 32
+    assert config.on_policy and config.algorithm.kl_coef == 0.04
+    assert config.eos_id >= config.model.output_size, "nobody stops early"
+    assert config.model.vocab_size == 512 and config.model.tied_head
+
+
+def test_a_program_is_timed_for_one_seed_and_for_8_and_never_asks_the_host():
+    one, many = rows("program")
+    for row in (one, many):
+        check(row, "program")
+        assert row["host_callbacks"] == 0 and row["steps"] == 3
+    assert (one["seeds"], many["seeds"]) == (1, 8)
+    # Tests compile fast: the kernels of a scan and of a step may then differ in the last bit.
+    assert isinstance(one["bitwise_equal"], bool) and many["ratio_8_to_1"] > 0
+
+
+def test_a_host_callback_is_found():
+    def step(state):
+        shape = jax.ShapeDtypeStruct(state.shape, state.dtype)
+        return jax.pure_callback(np.sin, shape, state)
+
+    assert benchmark.Program(jax.jit(step), jnp.ones(2)).host_callbacks() == 1
+    assert benchmark.Program(jax.jit(jnp.sin), jnp.ones(2)).host_callbacks() == 0
+
+
+def test_equality_is_to_the_last_bit():
+    ones = {"a": jnp.ones(2)}
+    assert benchmark.bitwise_equal(ones, {"a": jnp.ones(2)})
+    assert not benchmark.bitwise_equal(ones, {"a": jnp.ones(2).at[0].add(2.0**-23)})
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.benchmark", *flags],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False, timeout=600,
+    )
+
+
+@pytest.mark.slow
+def test_a_program_of_many_steps_is_the_steps_to_the_last_bit():
+    done = run("--size=tiny", "--repeats=1")
+    assert done.returncode == 0, done.stderr
+    step, one, _ = [json.loads(line) for line in done.stdout.splitlines()]
+    assert step["what"] == "rl"
+    assert one["bitwise_equal"] is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--only=rl,chess"], "only='chess': must be some of rl, program."),
+        (["rl"], "'rl': no such argument"),
+    ],
+)
+def test_a_mistake_is_one_sentence(flags, words):
+    done = run(*flags)
+    assert done.returncode == 2 and done.stdout == ""
+    assert words in done.stderr and done.stderr.count("\n") == 1
