@@ -52,7 +52,7 @@ from reasoning.rewards.shaping import task_ids
 from reasoning.rewards.verdicts import Completions, RewardFn, check_verdicts
 from reasoning.runtime.runs import Progress, Run
 from reasoning.sampling.filters import Filters
-from reasoning.sampling.sampler import OWN_TAG, pad_prompts
+from reasoning.sampling.sampler import OWN_TAG, Samples, pad_prompts
 
 PROGRAM = "experiments.rl"
 
@@ -97,6 +97,7 @@ def rl_config(
             tags="stratified" if algorithm.positions == "fork_exact" else "own",
             early_exit=early_exit,
             temperature=settings.temperature,
+            top_k=settings.top_k,
             top_p=settings.top_p,
             min_p=settings.min_p,
             **settings.shaping,
@@ -213,15 +214,27 @@ def in_turn(
 
     State, prompts and keys have a leading axis of one seed, as in `one_program`.
     """
-    sample = jax.jit(
+    reward_name = getattr(reward, "name", "reward")
+    ids = {"eos_id": config.eos_id, "pad_id": config.pad_id}
+    sample = jax.jit(partial(ro.draw, config=config.model, rollout=config.rollout, **ids))
+    assemble = jax.jit(
         partial(
-            ro.draw, config=config.model, rollout=config.rollout, eos_id=config.eos_id,
-            pad_id=config.pad_id,
+            ro.assemble, rollout=config.rollout, config=config.model,
+            allowed=config.allowed_ids(), name=reward_name,
         )
     )
-    assemble = partial(ro.assemble, rollout=config.rollout, config=config.model)
     improve = jax.jit(partial(update, config=config, optimizer=optimizer), donate_argnums=0)
     measure = jax.jit(ro.rollout_metrics, static_argnums=1)
+    draws = jax.jit(ro.drawn_metrics, static_argnums=1)
+
+    def judge(prompts: ro.PromptBatch, samples: Samples) -> ro.Rollouts:
+        repeat = partial(np.repeat, repeats=config.rollout.num_samples, axis=0)
+        metadata = jax.tree.map(repeat, prompts.metadata)
+        if problems is not None:
+            metadata = [problems[i] for i in metadata]
+        verdicts = reward(repeat(prompts.ids), Completions(samples.tokens, samples.mask), metadata)
+        check_verdicts(verdicts, None, reward_name)
+        return assemble(samples, verdicts)
 
     def step(
         state: PolicyState, prompts: ro.PromptBatch, key: jax.Array
@@ -230,21 +243,14 @@ def in_turn(
         times = [time.monotonic()]
         samples = jax.block_until_ready(sample(state.params, prompts, sample_key))
         times.append(time.monotonic())
-        repeat = partial(np.repeat, repeats=config.rollout.num_samples, axis=0)
-        metadata = jax.tree.map(repeat, prompts.metadata)
-        if problems is not None:
-            metadata = [problems[i] for i in metadata]
-        verdicts = reward(repeat(prompts.ids), Completions(samples.tokens, samples.mask), metadata)
-        check_verdicts(verdicts, None, getattr(reward, "name", "reward"))
+        rollouts = jax.block_until_ready(judge(prompts, samples))
         times.append(time.monotonic())
-        rolled = jax.jit(assemble)(samples, verdicts, allowed=config.allowed_ids())
-        state, metrics = improve(state, prompts, rolled, update_key)
-        metrics |= measure(rolled, config.model.num_strategies)
-        jax.block_until_ready(state)
+        state, metrics = jax.block_until_ready(improve(state, prompts, rollouts, update_key))
         times.append(time.monotonic())
-        tokens = float(metrics["num_tokens"])
+        metrics |= measure(rollouts, config.model.num_strategies)
+        metrics |= draws(rollouts, config.algorithm.penalty)
         for name, seconds in zip(("sampling", "reward", "update"), np.diff(times), strict=True):
-            metrics[f"tokens_per_second/{name}"] = tokens / max(seconds, 1e-9)
+            metrics[f"tokens_per_second/{name}"] = metrics["num_tokens"] / max(seconds, 1e-9)
         return state, metrics
 
     def steps(

@@ -96,6 +96,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.rl.samples = 16
     config.rl.rounds = 1  # dynamic sampling draws so many times to fill uninformative groups
     config.rl.temperature = 1.0
+    config.rl.top_k = placeholder(int)
     config.rl.top_p = placeholder(float)
     config.rl.min_p = placeholder(float)
     config.rl.min_pass = 0.0  # train on problems whose pass rate lies between the two

@@ -8,11 +8,12 @@ Results are those of one seed, {"arms": {arm: figures}, "comparisons": ...}, or 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from reasoning.evaluation.estimators import runs_estimate
@@ -37,6 +38,8 @@ REINFORCEMENT = {
     "reward": "reward",
     "validation/pass@1": "pass@1 on validation problems",
     "completions/mean_length": "length (tokens)",
+    "entropy": "entropy (nats per trained token)",
+    "penalised": "over-long, repetitive or garbled",
     "tags/entropy": "entropy of the tags (nats)",
 }
 COLOURS = {
@@ -228,9 +231,13 @@ def _figure(
     return figure, list(axes[:panels])
 
 
-def _colour(name: str) -> str:
-    """The colour of an arm or a phase, black for one that has none of its own."""
-    return COLOURS.get(name, "black")
+def _colours(names: Iterable[str]) -> dict[str, Any]:
+    """A colour for each arm or phase: its own, or its place between dark and light."""
+    names = list(dict.fromkeys(names))
+    others = [name for name in names if name not in COLOURS]
+    shades = colormaps["viridis"](np.linspace(0, 0.85, len(others)))
+    of_others = dict(zip(others, shades))
+    return {name: COLOURS.get(name, of_others.get(name)) for name in names}
 
 
 def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
@@ -250,7 +257,7 @@ def reinforcement_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     """What reinforcement learning changes by step, one line per phase; seeds as above.
 
     Reward on the rollouts, pass@1 of the policy's own tags on validation problems, length of the
-    completions, and entropy of the choice of tags.
+    completions, the policy's entropy, share of the patterns that T1 penalises, entropy of the tags.
     """
     phases = {row["phase"] for row in metrics if "reward" in row}
     return _curves([row for row in metrics if row["phase"] in phases], REINFORCEMENT)
@@ -258,19 +265,17 @@ def reinforcement_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _curves(metrics: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> Figure:
     """One panel for each metric of `shown` (name -> label), one line per phase that has it."""
-    figure, axes = _figure(len(shown))
-    for phase in dict.fromkeys(row["phase"] for row in metrics):
+    figure, axes = _figure(len(shown), columns=3)
+    for phase, colour in _colours(row["phase"] for row in metrics).items():
         for ax, name in zip(axes, shown, strict=True):
             rows = [row for row in metrics if row["phase"] == phase and name in row]
             if rows:
                 steps, values = _smooth(*_by_seed(rows, name))
-                ax.plot(
-                    steps, values.mean(axis=0), label=phase, color=_colour(phase), linewidth=1.2
-                )
+                ax.plot(steps, values.mean(axis=0), label=phase, color=colour, linewidth=1.2)
                 if len(values) > 1:
                     ax.fill_between(
-                        steps, values.min(axis=0), values.max(axis=0), color=_colour(phase),
-                        alpha=0.2, linewidth=0,
+                        steps, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2,
+                        linewidth=0,
                     )
     for ax, label in zip(axes, shown.values(), strict=True):
         ax.set(xlabel="step", ylabel=label)
@@ -301,13 +306,14 @@ def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def accuracy_by_tag(arms: Mapping[str, Any], title: str = "") -> Figure:
     """pass@1 under each tag, one group of bars per arm, all bars of one width."""
     figure, (ax,) = _figure(1, width=6, title=title)
+    colours = _colours(arms)
     width = 0.8 / max(len(figures["per_tag"]) for figures in arms.values())
     for i, (arm, figures) in enumerate(arms.items()):
         bars = [tag["pass@1"] for tag in figures["per_tag"]]
         values = np.array([bar["value"] for bar in bars])
         errors = np.array([[b["value"] - b["low"], b["high"] - b["value"]] for b in bars]).T
         places = i + (np.arange(len(bars)) - (len(bars) - 1) / 2) * width
-        ax.bar(places, 100 * values, 0.9 * width, yerr=100 * np.abs(errors), color=_colour(arm),
+        ax.bar(places, 100 * values, 0.9 * width, yerr=100 * np.abs(errors), color=colours[arm],
                ecolor="#444444", capsize=2)
     ax.set_xticks(range(len(arms)), list(arms))
     ax.set(ylabel="pass@1 by tag (%)")
@@ -336,13 +342,14 @@ def tag_by_strategy(arms: Mapping[str, Any], strategies: Sequence[str], title: s
 def pass_at_k_curves(arms: Mapping[str, Any]) -> Figure:
     """pass@k by k, samples spread evenly over the arm's tags, with its interval as a band."""
     figure, (ax,) = _figure(1, width=5)
+    colours = _colours(arms)
     for arm, figures in arms.items():
         ks, curve = figures["pass@k"]["k"], figures["pass@k"]["curve"]
         value, low, high = (
             100 * np.array([point[end] for point in curve]) for end in ("value", "low", "high")
         )
-        ax.plot(ks, value, marker="o", markersize=3, label=arm, color=_colour(arm))
-        ax.fill_between(ks, low, high, color=_colour(arm), alpha=0.15, linewidth=0)
+        ax.plot(ks, value, marker="o", markersize=3, label=arm, color=colours[arm])
+        ax.fill_between(ks, low, high, color=colours[arm], alpha=0.15, linewidth=0)
     ax.set_xscale("log", base=2)
     ax.set_xticks(ks, [str(k) for k in ks])
     ax.set(xlabel="samples k", ylabel="pass@k (%)")

@@ -351,9 +351,12 @@ def test_pass_at_k_curves_are_values_in_their_intervals():
 def test_arms_have_colours_of_their_own():
     names = ("mixed", "random", "fixed", "matched", "mixed_grpo", "matched_gfpo", "mixed_t1")
     assert len({COLOURS[name] for name in names}) == len(names)
-    (ax,) = pass_at_k_curves({"another": arm(0.5, [[1]])}).axes
-    colours = {to_hex(ax.lines[0].get_color()), to_hex(ax.collections[0].get_facecolor()[0])}
-    assert colours == {to_hex("black")}, "line and band of an arm without a colour agree"
+    variants = {name: arm(0.5, [[1]]) for name in ("K=4", "mixed", "K=16")}
+    (ax,) = pass_at_k_curves(variants).axes
+    lines = [to_hex(line.get_color()) for line in ax.lines]
+    bands = [to_hex(shade.get_facecolor()[0]) for shade in ax.collections]
+    assert lines == bands and len(set(lines)) == 3, "line and band agree, no two arms are alike"
+    assert lines[1] == to_hex(COLOURS["mixed"])
 
 
 def test_figures_of_one_seed_have_no_title():
