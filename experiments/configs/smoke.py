@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
         phase.steps, phase.problems, phase.rows, phase.buckets = 6, 100, 16, 1
     for rl in (config.rl, config.grpo, config.gfpo, config.t1):
         rl.prompts, rl.samples, rl.problems, rl.validate_every = 4, 4, 50, 1
+        rl.microbatches = 1
     config.rl.steps = config.grpo.steps = config.gfpo.steps = 2
     config.ablation.steps = 2
     config.evaluation.problems = 12

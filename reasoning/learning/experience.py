@@ -16,7 +16,7 @@ from reasoning.learning import advantages, losses
 from reasoning.learning.algorithms import Algorithm
 from reasoning.learning.rl_state import PolicyState, RLConfig
 from reasoning.learning.rollouts import Metrics, PromptBatch, Rollouts
-from reasoning.learning.scoring import critic_values, score, tag_log_probs
+from reasoning.learning.scoring import critic_values, score_in_parts, tag_log_probs
 from reasoning.sampling.filters import Filters
 
 
@@ -191,13 +191,13 @@ def _policy_scores(
     if config.algorithm.positions == "fork_exact":
         entropy = losses.token_entropy(tag_log_probs(params, read.prompts, config))
         return read.old_log_probs, jnp.broadcast_to(entropy[:, None, None], read.mask.shape)
-    return score(params, read.prompts, read.tokens, read.given, config)
+    return score_in_parts(params, read.prompts, read.tokens, read.given, config)
 
 
 def _reference_log_probs(reference: Any, read: Experience, config: RLConfig) -> jax.Array:
     # Without truncation: what the reference would cut off is unlikely there, not impossible.
     whole = Filters(temperature=config.rollout.temperature)
-    return score(reference, read.prompts, read.tokens, read.given, config, whole)[0]
+    return score_in_parts(reference, read.prompts, read.tokens, read.given, config, whole)[0]
 
 
 def make_experience(

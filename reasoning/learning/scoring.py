@@ -66,6 +66,25 @@ def score(
     return log_probs, losses.token_entropy(dist)
 
 
+def score_in_parts(
+    params: Any,
+    prompts: PromptBatch,
+    tokens: jax.Array,
+    given: jax.Array,
+    config: RLConfig,
+    filters: Filters | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`score` of one microbatch of prompts after another: its memory is that of a gradient's part.
+
+    The number of prompts is a multiple of `config.num_microbatches`.
+    """
+    parts = jax.tree.map(
+        lambda x: x.reshape(config.num_microbatches, -1, *x.shape[1:]), (prompts, tokens, given)
+    )
+    scores = jax.lax.map(lambda part: score(params, *part, config, filters), parts)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scores)
+
+
 def tag_log_probs(params: Any, prompts: PromptBatch, config: RLConfig) -> jax.Array:
     """The policy's log-probs of the S tags at the fork, `[P, S]`."""
     logits = run_policy(params, prompts, jnp.zeros((prompts.ids.shape[0], 1, 1), jnp.int32), config)

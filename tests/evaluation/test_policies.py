@@ -162,6 +162,7 @@ def test_rows_are_records_for_a_json_file():
         "prompt": "2 3 10 make 16 :",
         "tag": 2,
         "completion": RIGHT,
+        "reward": 1.0,
         "correct": True,
         "reason": "correct",
         "strategy": "backward",

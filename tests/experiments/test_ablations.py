@@ -61,7 +61,7 @@ def test_two_seeds_of_a_grid_end_in_one_table_and_the_curves(tmp_path, monkeypat
     monkeypatch.setitem(ablations.GRIDS, "samples", grid)
     config = smoke.get_config()
     config.seeds, config.arm, config.pretrain.steps = 2, "mixed", 0
-    config.model.update(d_model=8, num_layers=1, num_heads=1, head_dim=8, d_ff=8)
+    config.model.update(d_model=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, d_ff=8)
     config.evaluation.problems = config.evaluation.validation_problems = 4
     ablations.main(config, str(tmp_path / "run"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
