@@ -5,6 +5,7 @@
     python -m experiments.show_task --task=group_words --split=test --set group=A5 --set length=4
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -51,16 +52,19 @@ def describe(task: Task, problem: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the problems; 1 and one sentence on stderr if the task cannot be made."""
+    """Print the problems; 2 and one sentence on stderr if the task cannot be made."""
     try:
         if argv[1:]:
             raise ValueError(f"{argv[1]!r} is no flag: write --set key=value for each argument.")
         task = make_task(_TASK.value, **parse_arguments(_SET.value))
         problems = distinct_problems(task, _SPLIT.value, _SEED.value, _COUNT.value)
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("\n\n".join(describe(task, problem) for problem in problems))
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        print("\n\n".join(describe(task, problem) for problem in problems), flush=True)
+    except BrokenPipeError:  # who reads has read enough; nothing is left to say at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -30,6 +30,105 @@ def override_placeholders() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict({name: placeholder(kind) for name, kind in fields.items()})
 
 
+def task_settings() -> ml_collections.ConfigDict:
+    """Three numbers to 20, targets to 40, five tries. What is left at None is the task's own."""
+    task = ml_collections.ConfigDict()
+    task.name = "countdown"
+    arguments = ("size", "largest", "target", "tries", "limit", "practice_tries")
+    task.arguments = ml_collections.ConfigDict({name: placeholder(int) for name in arguments})
+    return task
+
+
+def model_settings() -> ml_collections.ConfigDict:
+    """A preset of `reasoning.models.config`; a field left at None is the preset's."""
+    model = ml_collections.ConfigDict()
+    model.preset = "0.2m"
+    model.num_strategies = 4
+    model.max_length = 112
+    for name in ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
+        model[name] = placeholder(int)
+    for name in ("position_encoding", "remat", "dtype"):
+        model[name] = placeholder(str)
+    for name in ("tied_head", "scan_layers"):
+        model[name] = placeholder(bool)
+    model.rope_theta = placeholder(float)
+    return model
+
+
+def training_settings() -> ml_collections.ConfigDict:
+    """The base policy's pre-training: correct traces in random order, all under tag 0."""
+    training = ml_collections.ConfigDict()
+    training.steps = 2500
+    training.problems = 20_000
+    training.rows = 32
+    training.buckets = 3  # row lengths that batches are padded to
+    training.optimizer = "muon"
+    training.learning_rate = 1e-2
+    training.warmup_steps = 20
+    training.weight_decay = 0.01
+    training.clip_norm = 1.0
+    return training
+
+
+def loss_settings() -> ml_collections.ConfigDict:
+    """What the paper leaves open, and how the tags start."""
+    loss = ml_collections.ConfigDict()
+    loss.reduction = "token_mean"  # or sequence_mean, set_sum
+    loss.tag_is_label = True  # the policy also learns to write the tag
+    loss.match_tokens = 30  # L: trace tokens that the matching cost reads
+    loss.tag_noise = 1.0  # how far apart the tags start, in embedding deviations
+    return loss
+
+
+def rl_settings() -> ml_collections.ConfigDict:
+    """Reinforcement learning from verifiable rewards (experiments.rl)."""
+    rl = ml_collections.ConfigDict()
+    rl.algorithm = "gfpo"  # a preset of reasoning.learning.algorithms
+    rl.override = override_placeholders()  # a field left at None is the preset's
+    rl.steps = 20
+    rl.problems = 4000
+    rl.prompts = 32  # a step draws `samples` completions of so many problems
+    rl.samples = 16
+    rl.rounds = 1  # dynamic sampling draws so many times to fill uninformative groups
+    rl.temperature = 1.0
+    rl.top_k = placeholder(int)
+    rl.top_p = placeholder(float)
+    rl.min_p = placeholder(float)
+    rl.min_pass = 0.0  # train on problems whose pass rate lies between the two
+    rl.max_pass = 1.0
+    rl.shaping = ml_collections.ConfigDict()
+    rl.shaping.repetition_weight = 0.0
+    rl.shaping.overlong_weight = 0.0
+    rl.shaping.overlong_buffer = 16
+    rl.shaping.repetition_ngram = 7  # a penalised pattern: a step written three times
+    rl.shaping.repetition_count = 3
+    rl.epochs = 1
+    rl.minibatches = 1
+    rl.microbatches = 16  # two prompts' rows at a time: on a CPU half the time of all at once
+    rl.optimizer = "adamw"
+    rl.learning_rate = 5e-4
+    rl.warmup_steps = 5
+    rl.weight_decay = 0.0
+    rl.clip_norm = 1.0
+    rl.validate_every = 10
+    rl.validation_samples = 8
+    rl.printed = 3  # completions shown at every validation; all are in completions.jsonl
+    rl.max_skipped = 5  # steps in a row without a finite gradient that end the run
+    rl.one_program = True  # False: sampling, reward and update in turn, each timed
+    rl.workers = 0  # processes for a reward on the host
+    return rl
+
+
+def evaluation_settings() -> ml_collections.ConfigDict:
+    """Held-out problems, and how they are sampled."""
+    evaluation = ml_collections.ConfigDict()
+    evaluation.problems = 400
+    evaluation.validation_problems = 100
+    evaluation.samples_per_tag = 4
+    evaluation.temperature = 1.0
+    return evaluation
+
+
 def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     """The configuration of a preset."""
     if preset not in PRESETS:
@@ -38,101 +137,25 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.seed = 0
     config.seeds = 5 if preset == "full" else 1
     config.arm = "matched"  # for experiments.sft; the quickstart runs all four
-
-    # Three numbers to 20, targets to 40, five tries. An argument left at None is the task's own.
-    config.task = ml_collections.ConfigDict()
-    config.task.name = "countdown"
-    config.task.arguments = ml_collections.ConfigDict(
-        {
-            name: placeholder(int)
-            for name in ("size", "largest", "target", "tries", "limit", "practice_tries")
-        }
-    )
-
-    config.model = ml_collections.ConfigDict()
-    config.model.preset = "0.2m"
-    config.model.num_strategies = 4
-    config.model.max_length = 112
-    # A field left at None is the preset's (reasoning.models.config.ModelConfig).
-    for name in ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
-        config.model[name] = placeholder(int)
-    for name in ("position_encoding", "remat", "dtype"):
-        config.model[name] = placeholder(str)
-    for name in ("tied_head", "scan_layers"):
-        config.model[name] = placeholder(bool)
-    config.model.rope_theta = placeholder(float)
-
-    # One base policy: correct traces in random order, all under tag 0.
-    config.pretrain = ml_collections.ConfigDict()
-    config.pretrain.steps = 2500
-    config.pretrain.problems = 20_000
-    config.pretrain.rows = 32
-    config.pretrain.buckets = 3  # row lengths that batches are padded to
-    config.pretrain.optimizer = "muon"
-    config.pretrain.learning_rate = 1e-2
-    config.pretrain.warmup_steps = 20
-    config.pretrain.weight_decay = 0.01
-    config.pretrain.clip_norm = 1.0
-
+    config.task = task_settings()
+    config.model = model_settings()
+    config.pretrain = training_settings()
     # Each arm starts from it: correct traces of the strategies, several per problem.
-    config.finetune = config.pretrain.copy_and_resolve_references()
+    config.finetune = training_settings()
     config.finetune.steps = 1000
     config.finetune.learning_rate = 5e-3
-
-    # What the paper leaves open and how the tags start.
-    config.loss = ml_collections.ConfigDict()
-    config.loss.reduction = "token_mean"  # or sequence_mean, set_sum
-    config.loss.tag_is_label = True  # the policy also learns to write the tag
-    config.loss.match_tokens = 30  # L: trace tokens that the matching cost reads
-    config.loss.tag_noise = 1.0  # how far apart the tags start, in embedding deviations
-
-    # Reinforcement learning from verifiable rewards (experiments.rl).
-    config.rl = ml_collections.ConfigDict()
-    config.rl.algorithm = "gfpo"  # a preset of reasoning.learning.algorithms
-    config.rl.override = override_placeholders()  # a field left at None is the preset's
-    config.rl.steps = 20
-    config.rl.problems = 4000
-    config.rl.prompts = 32  # a step draws `samples` completions of so many problems
-    config.rl.samples = 16
-    config.rl.rounds = 1  # dynamic sampling draws so many times to fill uninformative groups
-    config.rl.temperature = 1.0
-    config.rl.top_k = placeholder(int)
-    config.rl.top_p = placeholder(float)
-    config.rl.min_p = placeholder(float)
-    config.rl.min_pass = 0.0  # train on problems whose pass rate lies between the two
-    config.rl.max_pass = 1.0
-    config.rl.shaping = ml_collections.ConfigDict()
-    config.rl.shaping.repetition_weight = 0.0
-    config.rl.shaping.overlong_weight = 0.0
-    config.rl.shaping.overlong_buffer = 16
-    config.rl.shaping.repetition_ngram = 7  # a penalised pattern: a step written three times
-    config.rl.shaping.repetition_count = 3
-    config.rl.epochs = 1
-    config.rl.minibatches = 1
-    config.rl.microbatches = 16  # two prompts' rows at a time: on a CPU half the time of all
-    config.rl.optimizer = "adamw"
-    config.rl.learning_rate = 5e-4
-    config.rl.warmup_steps = 5
-    config.rl.weight_decay = 0.0
-    config.rl.clip_norm = 1.0
-    config.rl.validate_every = 10
-    config.rl.validation_samples = 8
-    config.rl.printed = 3  # completions shown at every validation; all are in completions.jsonl
-    config.rl.max_skipped = 5  # steps in a row without a finite gradient that end the run
-    config.rl.one_program = True  # False: sampling, reward and update in turn, each timed
-    config.rl.workers = 0  # processes for a reward on the host
+    config.loss = loss_settings()
+    config.rl = rl_settings()
 
     # The quickstart's reinforced arms, at equal rollouts; an arm of 0 steps is left out.
     for name in ("grpo", "gfpo", "t1"):
-        config[name] = config.rl.copy_and_resolve_references()
+        config[name] = rl_settings()
         config[name].algorithm = name
-        config[name].steps = 0
     # The fork's update reads prompts alone: several passes over a batch of rollouts cost little.
     config.gfpo.epochs = 4
     config.gfpo.minibatches = 4
-    config.gfpo.learning_rate = 2e-4
     config.gfpo.microbatches = 1
-    config.grpo.steps = config.gfpo.steps = 20
+    config.gfpo.learning_rate = 2e-4
     # T1 draws at temperature 1.2 and 64 samples: experiments.ablations varies both.
     config.t1.steps = 400 if preset == "full" else 0
     config.t1.problems = 5000
@@ -146,9 +169,5 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.ablation.section = "t1"
     config.ablation.steps = 40
 
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.problems = 400
-    config.evaluation.validation_problems = 100
-    config.evaluation.samples_per_tag = 4
-    config.evaluation.temperature = 1.0
+    config.evaluation = evaluation_settings()
     return config

@@ -20,11 +20,18 @@ TUNED = ("mixed", "random", "fixed", "matched")
 REINFORCED = ("mixed_grpo", "matched_gfpo")
 
 
+def configuration():
+    """The smoke run with the low-variance form of the fork's update, and dynamic sampling."""
+    config = smoke.get_config()
+    config.gfpo.algorithm, config.gfpo.rounds = "gfpo_exact", 2
+    return config
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished smoke run, for all tests of this module."""
     workdir = tmp_path_factory.mktemp("runs") / "smoke"
-    quickstart.main(smoke.get_config(), str(workdir))
+    quickstart.main(configuration(), str(workdir))
     return workdir
 
 
@@ -86,7 +93,7 @@ def test_the_run_directory_is_complete(finished):
 
 
 def test_the_same_command_gives_the_same_figures(finished, tmp_path):
-    quickstart.main(smoke.get_config(), str(tmp_path / "again"))
+    quickstart.main(configuration(), str(tmp_path / "again"))
     first, second = (
         without_times(json.loads((folder / "results.json").read_text()))
         for folder in (finished, tmp_path / "again")
@@ -96,7 +103,7 @@ def test_the_same_command_gives_the_same_figures(finished, tmp_path):
 
 def test_a_finished_run_is_left_as_it_is(finished, capsys):
     before = contents(finished)
-    quickstart.main(smoke.get_config(), str(finished))
+    quickstart.main(configuration(), str(finished))
     assert contents(finished) == before
     assert "finished" in capsys.readouterr().out
 
@@ -128,7 +135,7 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(finished, capsys, setting, value, words):
-    config = smoke.get_config()
+    config = configuration()
     config.update_from_flattened_dict({setting: value})
     before = contents(finished)
     assert words in refusal(config, finished, capsys)
@@ -143,7 +150,7 @@ def test_what_cannot_run_is_refused_in_one_line(finished, capsys, setting, value
     ],
 )
 def test_nothing_is_written_for_what_cannot_be_trained(tmp_path, capsys, settings, words):
-    config = smoke.get_config()
+    config = configuration()
     config.update_from_flattened_dict(settings)
     assert words in refusal(config, tmp_path / "run", capsys)
     assert not (tmp_path / "run").exists()

@@ -160,9 +160,10 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_launcher_writes_both_policies(tmp_path):
+def test_the_launcher_writes_both_policies_and_a_host_can_judge(tmp_path, monkeypatch):
+    monkeypatch.setattr(rl, "device_reward", lambda *_: None)
     config = smoke.get_config()
-    config.rl.one_program = False
+    config.rl.workers = 1
     rl.main(config, str(tmp_path / "run"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["arms"]) == ["matched", "matched_gfpo"]

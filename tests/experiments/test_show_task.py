@@ -47,6 +47,14 @@ def test_it_says_where_a_strategy_finds_nothing():
 )
 def test_a_mistake_is_one_sentence_and_an_error_code(flags, message):
     result = show_task(*flags)
-    assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith(message)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_may_stop_early():
+    command = f"{sys.executable} -m experiments.show_task --count=1000 | head -n 1"
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, shell=True
+    )
+    assert result.stdout.startswith("Prompt: ") and result.stderr == ""
