@@ -420,8 +420,13 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
             f"seeds={config.seeds}: seeds train at once where the reward is compiled; choose "
             f"seeds=1, or {section}.one_program=True with a task that has a reward on the device."
         )
-    rl_config(setup, settings)
+    critic = rl_config(setup, settings).algorithm.critic
     optimizer_config(settings)
+    if critic and settings.trained != "all":
+        raise ValueError(
+            f"{section}.trained={settings.trained!r}: the value model of "
+            f"{settings.algorithm!r} trains as the policy does; choose all."
+        )
     for name in ("steps", "problems", "validate_every", "validation_samples", "max_skipped"):
         if settings[name] < 1:
             raise ValueError(f"{section}.{name}={settings[name]}: must be at least 1.")

@@ -171,6 +171,7 @@ def optimizer_config(
         warmup_steps=phase.warmup_steps,
         weight_decay=phase.weight_decay,
         clip_norm=phase.clip_norm,
+        trained=phase.trained,
     )
 
 

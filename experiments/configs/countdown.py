@@ -67,6 +67,7 @@ def training_settings() -> ml_collections.ConfigDict:
     training.warmup_steps = 20
     training.weight_decay = 0.01
     training.clip_norm = 1.0
+    training.trained = "all"  # or strategies: the strategy-embedding table alone
     return training
 
 
@@ -110,6 +111,7 @@ def rl_settings() -> ml_collections.ConfigDict:
     rl.warmup_steps = 5
     rl.weight_decay = 0.0
     rl.clip_norm = 1.0
+    rl.trained = "all"  # or strategies: the strategy-embedding table alone
     rl.validate_every = 10
     rl.validation_samples = 8
     rl.printed = 3  # completions shown at every validation; all are in completions.jsonl
@@ -151,13 +153,16 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     for name in ("grpo", "gfpo", "t1"):
         config[name] = rl_settings()
         config[name].algorithm = name
+        config[name].steps = 30
     # The fork's update reads prompts alone: several passes over a batch of rollouts cost little.
     config.gfpo.epochs = 4
     config.gfpo.minibatches = 4
     config.gfpo.microbatches = 1
-    config.gfpo.learning_rate = 2e-4
+    # Through the other parameters the choice of a tag would change the traces behind it.
+    config.gfpo.trained = "strategies"
+    config.gfpo.learning_rate = 2e-3
     # T1 draws at temperature 1.2 and 64 samples: experiments.ablations varies both.
-    config.t1.steps = 400 if preset == "full" else 0
+    config.t1.steps = 350 if preset == "full" else 0
     config.t1.problems = 5000
     config.t1.learning_rate = 7e-4
     config.t1.warmup_steps = 10

@@ -32,7 +32,8 @@ class OptimizerConfig:
       warmup_steps: steps from 0 to the peak.
       b1, b2: decay of Adam's first and second moments.
       weight_decay: decoupled, on the layers' matrices only.
-      clip_norm: largest global gradient norm.
+      clip_norm: largest global norm of the gradient of what is trained.
+      trained: "all" parameters, or "strategies": the strategy-embedding table alone.
 
     Raises:
       ValueError: an unknown name, or a value that no schedule can have.
@@ -46,10 +47,13 @@ class OptimizerConfig:
     b2: float = 0.98
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    trained: str = "all"
 
     def __post_init__(self) -> None:
         if self.name not in ("adamw", "muon"):
             raise ValueError(f"optimizer={self.name!r}: must be adamw or muon.")
+        if self.trained not in ("all", "strategies"):
+            raise ValueError(f"trained={self.trained!r}: must be all or strategies.")
         for name in ("learning_rate", "num_steps", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be above 0.")
@@ -79,6 +83,13 @@ def _matrix_axes(params: Any) -> Any:
 def _matrix_mask(params: Any) -> Any:
     """True for the layers' matrices."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _is_matrix(path), params)
+
+
+def _strategies_trained(params: Any) -> Any:
+    """"trained" for the strategy-embedding table, "frozen" for the rest."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "trained" if path[-1].key == "strategy_embedding" else "frozen", params
+    )
 
 
 @functools.cache
@@ -111,4 +122,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             consistent_rms=0.2,
             muon_weight_dimension_numbers=_matrix_axes,
         )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.trained == "all":
+        return optimizer
+    return optax.multi_transform(
+        {"trained": optimizer, "frozen": optax.set_to_zero()}, _strategies_trained
+    )
