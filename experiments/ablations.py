@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from experiments import launch
-from experiments.rl import RLData, check_rl, reinforce, rl_problems
+from experiments.rl import RLData, check_rl, check_seeds, reinforce, rl_problems
 from experiments.sft import Setup, evaluate, fine_tune, pretrain, set_up, training_data
 from reasoning.runtime.runs import Run
 
@@ -99,6 +99,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
         setup = set_up(config, (config.arm,))
         for variant in variants(config).values():
             check_rl(setup, variant, config.ablation.section)
+            check_seeds(setup, variant, config.ablation.section)
         return setup
 
     def make_data(setup: Setup, config: ml_collections.ConfigDict) -> RLData:

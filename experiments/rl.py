@@ -49,7 +49,7 @@ from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import device_reward, problem_arrays
 from reasoning.rewards.host import HostReward, task_reward
 from reasoning.rewards.shaping import task_ids
-from reasoning.rewards.verdicts import Completions, RewardFn, check_verdicts
+from reasoning.rewards.verdicts import Completions, RewardFn, check_verdicts, reward_name
 from reasoning.runtime.runs import Progress, Run
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, Samples, pad_prompts
@@ -161,9 +161,8 @@ def filter_by_difficulty(
         return everything
     tags = np.full(settings.samples, OWN_TAG)
     key = jax.random.fold_in(launch.run_key(seed, "rollouts"), settings.steps)
-    judged = sample_and_judge(
-        setup.policy(params), data.problems, tags, key, Filters(temperature=settings.temperature)
-    )
+    filters = rl_config(setup, settings).rollout.filters
+    judged = sample_and_judge(setup.policy(params), data.problems, tags, key, filters)
     rate = judged.correct.mean(axis=1)
     kept = everything[(rate >= settings.min_pass) & (rate <= settings.max_pass)]
     if len(kept) < settings.prompts * settings.rounds:
@@ -175,9 +174,9 @@ def filter_by_difficulty(
     return kept
 
 
-def seeds_in_parallel() -> bool:
+def seeds_in_parallel(num_seeds: int) -> bool:
     """Whether the seeds of one program run side by side: a CPU is filled by one of them."""
-    return jax.default_backend() != "cpu"
+    return num_seeds > 1 and jax.default_backend() != "cpu"
 
 
 @functools.cache
@@ -214,13 +213,13 @@ def in_turn(
 
     State, prompts and keys have a leading axis of one seed, as in `one_program`.
     """
-    reward_name = getattr(reward, "name", "reward")
+    name = reward_name(reward)
     ids = {"eos_id": config.eos_id, "pad_id": config.pad_id}
     sample = jax.jit(partial(ro.draw, config=config.model, rollout=config.rollout, **ids))
     assemble = jax.jit(
         partial(
             ro.assemble, rollout=config.rollout, config=config.model,
-            allowed=config.allowed_ids(), name=reward_name,
+            allowed=config.allowed_ids(), name=name,
         )
     )
     improve = jax.jit(partial(update, config=config, optimizer=optimizer), donate_argnums=0)
@@ -233,7 +232,7 @@ def in_turn(
         if problems is not None:
             metadata = [problems[i] for i in metadata]
         verdicts = reward(repeat(prompts.ids), Completions(samples.tokens, samples.mask), metadata)
-        check_verdicts(verdicts, None, reward_name)
+        check_verdicts(verdicts, None, name)
         return assemble(samples, verdicts)
 
     def step(
@@ -249,8 +248,8 @@ def in_turn(
         times.append(time.monotonic())
         metrics |= measure(rollouts, config.model.num_strategies)
         metrics |= draws(rollouts, config.algorithm.penalty)
-        for name, seconds in zip(("sampling", "reward", "update"), np.diff(times), strict=True):
-            metrics[f"tokens_per_second/{name}"] = metrics["num_tokens"] / max(seconds, 1e-9)
+        for part, seconds in zip(("sampling", "reward", "update"), np.diff(times), strict=True):
+            metrics[f"tokens_per_second/{part}"] = metrics["num_tokens"] / max(seconds, 1e-9)
         return state, metrics
 
     def steps(
@@ -289,13 +288,17 @@ def validate(
 
 @contextlib.contextmanager
 def compiled_steps(
-    setup: Setup, data: Problems, settings: ml_collections.ConfigDict, config: RLConfig
+    setup: Setup,
+    data: Problems,
+    settings: ml_collections.ConfigDict,
+    config: RLConfig,
+    parallel: bool,
 ) -> Iterator[Advance]:
     """The steps that the settings ask for; worker processes of a host reward end with the block."""
     optimizer = rl_optimizer(settings)
     on_device = device_reward(setup.task, setup.tokenizer)
-    if on_device is not None and settings.one_program:
-        yield one_program(config, optimizer, on_device, seeds_in_parallel())
+    if compiled_reward(setup, settings):
+        yield one_program(config, optimizer, on_device, parallel)
     elif on_device is not None:
         yield in_turn(config, optimizer, on_device, None)
     else:
@@ -340,7 +343,8 @@ def reinforce(
       FloatingPointError: `max_skipped` steps in a row had no finite loss or gradient.
     """
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
-    config = rl_config(setup, settings, early_exit=len(seeds) == 1 or not seeds_in_parallel())
+    parallel = seeds_in_parallel(len(seeds))
+    config = rl_config(setup, settings, early_exit=not parallel)
     optimizer = rl_optimizer(settings)
     states = [init_policy_state(params, config, optimizer) for params in policies]
     state = jax.tree.map(lambda *x: jnp.stack(x), *states)
@@ -358,7 +362,7 @@ def reinforce(
 
     progress = Progress(name, settings.steps)
     started, tokens = time.monotonic(), 0.0
-    with compiled_steps(setup, data, settings, config) as advance:
+    with compiled_steps(setup, data, settings, config, parallel) as advance:
         for start in range(0, settings.steps, settings.validate_every):
             check_in(start)
             stop = min(start + settings.validate_every, settings.steps)
@@ -406,20 +410,29 @@ def stop_lost(run: Run, state: PolicyState, name: str, step: int, skipped: int) 
     kept.write_bytes(flax.serialization.to_bytes(jax.device_get(state)))
     raise FloatingPointError(
         f"{name}: {skipped} steps in a row had no finite loss or gradient, up to step {step}; the "
-        f"last good state (all seeds) is in {kept}. Lower the learning rate, or look at "
-        "metrics.jsonl."
+        f"last good state (all seeds) is in {kept}. See metrics.jsonl: reward_nan counts rewards "
+        "that are no number; else lower the learning rate."
     )
+
+
+def compiled_reward(setup: Setup, settings: ml_collections.ConfigDict) -> bool:
+    """Whether the reward is compiled into one program with sampler and update."""
+    return settings.one_program and device_reward(setup.task, setup.tokenizer) is not None
+
+
+def check_seeds(setup: Setup, config: ml_collections.ConfigDict, section: str) -> None:
+    """Refuse several seeds where they cannot train at once (ValueError)."""
+    if config.seeds > 1 and not compiled_reward(setup, config[section]):
+        raise ValueError(
+            f"seeds={config.seeds}: seeds train at once where the reward is compiled; choose "
+            f"seeds=1, or {section}.one_program=True with a task that has a reward on the device."
+        )
 
 
 def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> None:
     """Refuse settings of a section of the configuration that cannot run (ValueError)."""
     settings = config[section]
-    on_device = device_reward(setup.task, setup.tokenizer) is not None and settings.one_program
-    if config.seeds > 1 and not on_device:
-        raise ValueError(
-            f"seeds={config.seeds}: seeds train at once where the reward is compiled; choose "
-            f"seeds=1, or {section}.one_program=True with a task that has a reward on the device."
-        )
+    on_device = compiled_reward(setup, settings)
     critic = rl_config(setup, settings).algorithm.critic
     optimizer_config(settings)
     if critic and settings.trained != "all":
@@ -476,6 +489,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     def build(config: ml_collections.ConfigDict) -> Setup:
         setup = set_up(config, (config.arm,))
         check_rl(setup, config, "rl")
+        check_seeds(setup, config, "rl")
         return setup
 
     def make_data(setup: Setup, config: ml_collections.ConfigDict) -> RLData:

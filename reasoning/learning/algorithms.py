@@ -34,7 +34,8 @@ class Algorithm:
         to the loss. Leave-one-out advantages then centre it within the group (T1, 2501.11651).
       ema_decay: the reference follows the policy, theta_ref <- b theta_ref + (1 - b) theta.
       reset_every: the reference becomes the policy every so many steps (ProRL, 2505.24864).
-      entropy_coef: weight of the mean token entropy, which is maximised.
+      entropy_coef: weight of the token entropies, which are maximised; they are summed as the
+        losses are (`aggregation`).
       entropy_target: if set, the weight moves by `entropy_delta` a step towards this entropy, and
         acts only while the entropy is at most that (Skywork-OR1, 2505.22312).
       entropy_delta: that step.

@@ -21,6 +21,7 @@ from reasoning.learning.losses import masked_mean
 from reasoning.models.config import ModelConfig
 from reasoning.rewards import shaping
 from reasoning.rewards.verdicts import (
+    REASONS,
     Completions,
     RewardFn,
     Verdicts,
@@ -327,6 +328,7 @@ def rollout_metrics(rollouts: Rollouts, num_strategies: int) -> Metrics:
         **_reward_metrics(rollouts),
         **_length_metrics(rollouts),
         **_tag_metrics(rollouts, num_strategies),
+        **{f"reasons/{name}": (rollouts.reasons == i).mean() for i, name in enumerate(REASONS)},
         **{f"patterns/{name}": found.mean() for name, found in rollouts.patterns.items()},
         "penalised": rollouts.penalised.mean(),
         "num_tokens": rollouts.mask.sum(),
@@ -394,6 +396,7 @@ def drawn_metrics(rollouts: Rollouts, penalty: Penalty) -> Metrics:
         "sampling/groups": jnp.asarray(len(valid), jnp.int32),
         "sampling/informative_groups": informative(rollouts, penalty).sum(),
         "sampling/reward": masked_mean(rollouts.rewards, valid),
+        "sampling/reward_nan": jnp.sum(~jnp.isfinite(rollouts.rewards)),
     }
 
 

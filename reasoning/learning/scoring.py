@@ -74,7 +74,7 @@ def score_in_parts(
     config: RLConfig,
     filters: Filters | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`score` of one microbatch of prompts after another: its memory is that of a gradient's part.
+    """`score` in `config.num_microbatches` parts, one after another, which bounds its memory.
 
     The number of prompts is a multiple of `config.num_microbatches`.
     """

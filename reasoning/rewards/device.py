@@ -100,7 +100,7 @@ def countdown_reward(task: Countdown, tokenizer: Tokenizer) -> RewardFn:
         reason = jnp.where(fault >= 0, fault, reason)
         return _answer_reason(count, formed, reason)
 
-    return _reward(judge, tokenizer)
+    return _reward("countdown_reward", judge, tokenizer)
 
 
 def _replay(
@@ -135,7 +135,7 @@ def group_words_reward(task: GroupWords, tokenizer: Tokenizer) -> RewardFn:
         reason = jnp.where(answer == product, reason_id("correct"), reason_id("wrong_value"))
         return _answer_reason(count, formed, reason)
 
-    return _reward(judge, tokenizer)
+    return _reward("group_words_reward", judge, tokenizer)
 
 
 def _answer_reason(count: jax.Array, formed: jax.Array, reason: jax.Array) -> jax.Array:
@@ -144,11 +144,10 @@ def _answer_reason(count: jax.Array, formed: jax.Array, reason: jax.Array) -> ja
     return jnp.where(count == 0, reason_id("no_answer"), reason)
 
 
-def _reward(judge: JudgeRow, tokenizer: Tokenizer) -> RewardFn:
-    """The reward whose reasons `judge` gives, row by row."""
+def _reward(name: str, judge: JudgeRow, tokenizer: Tokenizer) -> RewardFn:
+    """The reward of that name in error messages, whose reasons `judge` gives row by row."""
     read = _answer_reader(tokenizer)
 
-    @jax.jit
     def reward(prompts: jax.Array, completions: Completions, metadata: Any) -> Verdicts:
         judge_rows = jax.vmap(functools.partial(judge, read))
         reason = judge_rows(completions.tokens, completions.mask, metadata)
@@ -156,7 +155,8 @@ def _reward(judge: JudgeRow, tokenizer: Tokenizer) -> RewardFn:
         reason = jnp.where(finished, reason, reason_id("over_long")).astype(jnp.int32)
         return Verdicts((reason == reason_id("correct")).astype(jnp.float32), reason)
 
-    return reward
+    reward.__name__ = name
+    return jax.jit(reward)
 
 
 def _answer_reader(tokenizer: Tokenizer) -> ReadAnswer:

@@ -42,12 +42,13 @@ PARTS_PER_WORKER = 4  # a worker that is done early takes another part
 
 def task_reward(task: Task) -> HostFunction:
     """The task's own verifier as a function of texts; the metadata are the problems."""
-    return functools.partial(_verify, task)
+    return functools.partial(verify_answers, task)
 
 
-def _verify(
+def verify_answers(
     task: Task, prompts: list[str], completions: list[str], metadata: list[Any]
 ) -> list[Verdict]:
+    """The task's verdicts on the completions' final answers."""
     answers = [parse_completion(text)[1] for text in completions]
     return [task.verify(problem, answer) for problem, answer in zip(metadata, answers, strict=True)]
 

@@ -77,16 +77,6 @@ def _sorted_ngrams(
     return ~absent, same
 
 
-def over_long(mask: jax.Array, ended: jax.Array) -> jax.Array:
-    """Whether a completion was cut off: `[B]` bool. A row without any token was not.
-
-    Args:
-      mask: `[B, N]` bool.
-      ended: `[B]` bool, the last token is <eos> (`verdicts.ended`).
-    """
-    return mask.any(axis=1) & ~ended
-
-
 def soft_overlong(lengths: jax.Array, max_length: int, buffer: int) -> jax.Array:
     """DAPO's soft punishment of length (arXiv 2503.14476): `[B]` float32 in [-1, 0].
 

@@ -23,7 +23,7 @@ REINFORCED = ("mixed_grpo", "matched_gfpo")
 def configuration():
     """The smoke run with the low-variance form of the fork's update, and dynamic sampling."""
     config = smoke.get_config()
-    config.gfpo.algorithm, config.gfpo.rounds = "gfpo_exact", 2
+    config.gfpo.algorithm, config.grpo.rounds = "gfpo_exact", 2
     return config
 
 

@@ -47,10 +47,10 @@ def spelled_reward(*_):
     return reward
 
 
-def reinforce(setup, policies, seeds, **changes):
+def reinforce(setup, policies, seeds, path=None, **changes):
     config = smoke.get_config()
     config.update_from_flattened_dict({f"rl.{name}": value for name, value in changes.items()})
-    run = Recorder()
+    run = Recorder(path)
     data = rl.rl_problems(setup, config.rl, config.seed)
     out, spent = rl.reinforce(run, setup, policies, data, config.rl, "arm", seeds)
     return out, spent, run
@@ -126,12 +126,22 @@ def test_difficulty_keeps_problems_by_their_pass_rate(setup, policy, monkeypatch
         rl.filter_by_difficulty(setup, policy, data, settings, 0)
 
 
-def test_a_run_without_finite_updates_ends_with_its_last_good_policy(tmp_path):
-    state = {"w": np.arange(3.0, dtype=np.float32)[None]}
-    with pytest.raises(FloatingPointError, match="arm: 4 steps in a row"):
-        rl.stop_lost(Recorder(tmp_path), state, "arm", step=9, skipped=4)
-    content = (tmp_path / "last_good_arm.msgpack").read_bytes()
-    np.testing.assert_array_equal(flax.serialization.from_bytes(state, content)["w"], state["w"])
+def lost_reward(prompts, completions, metadata):
+    """A reward that is no number."""
+    count = len(completions.tokens)
+    return Verdicts(np.full(count, np.nan, np.float32), np.zeros(count, np.int32))
+
+
+def test_a_run_without_finite_updates_ends_with_its_last_good_policy(
+    setup, policy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rl, "device_reward", lambda *_: lost_reward)
+    changes = {"algorithm": "dr_grpo", "steps": 6, "validate_every": 3, "max_skipped": 2}
+    with pytest.raises(FloatingPointError, match=r"arm: 3 steps in a row .* up to step 3"):
+        reinforce(setup, [policy], [0], path=tmp_path, **changes)
+    state = flax.serialization.msgpack_restore((tmp_path / "last_good_arm.msgpack").read_bytes())
+    assert state["skipped"].tolist() == [3]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), state["params"], policy)
 
 
 @pytest.mark.parametrize(

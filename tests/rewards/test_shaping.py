@@ -14,7 +14,6 @@ from reasoning.data.tokenizers import train_tokenizer
 from reasoning.rewards.shaping import (
     cosine_length,
     garbled,
-    over_long,
     repeats,
     repetition_fraction,
     soft_overlong,
@@ -98,11 +97,6 @@ def test_repetition_refuses_bad_arguments():
 
 
 # length
-
-
-def test_over_long():
-    _, mask = padded([1, 2, 3], [1, 2], [])
-    assert over_long(mask, np.array([False, True, False])).tolist() == [True, False, False]
 
 
 def test_soft_overlong_known_values():
@@ -210,7 +204,7 @@ def test_terms_jit_and_vmap():
     def terms(tokens, mask, lengths, correct):
         return (
             repetition_fraction(tokens, mask, 2), repeats(tokens, mask, 2, 3),
-            over_long(mask, correct), soft_overlong(lengths, 12, 4),
+            soft_overlong(lengths, 12, 4),
             cosine_length(lengths, correct, 12), garbled(tokens, mask, allowed),
         )
 
