@@ -15,13 +15,20 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from reasoning.evaluation import reports
-from reasoning.runtime.runs import Run, finished_results
+from reasoning.runtime.runs import Run, Saving, finished_results, fingerprint
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The configuration file, with an optional preset after a colon."
 )
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "countdown.py"
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
+_SAVE_EVERY = flags.DEFINE_float("save_every", 120.0, "Seconds between checkpoints.")
+_MAX_MINUTES = flags.DEFINE_float(
+    "max_minutes", None, "Stop after so long; the same command goes on."
+)
+_USE_PREVIOUS = flags.DEFINE_bool(
+    "use_previous_checkpoint", False, "Where the last checkpoint is damaged, use the one before."
+)
 
 Setup = TypeVar("Setup")
 Data = TypeVar("Data")
@@ -71,7 +78,8 @@ def run_program(
     if results is None:
         with refusals():
             data = make_data(setup, config)
-            run = Run(workdir, program, config.to_dict())
+            read = fingerprint((setup.tokenizer.fingerprint, data))
+            run = Run(workdir, program, config.to_dict(), read, saving())
         with run:
             seeds = run_seeds(run, setup, data, config)
             results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
@@ -79,6 +87,13 @@ def run_program(
             run.finish(results)
     print(reports.table(results))
     print(f"plots: {workdir}/plots")
+
+
+def saving() -> Saving:
+    """What the flags say about saving and stopping."""
+    if not flags.FLAGS.is_parsed():  # called as a function, not from a command line
+        return Saving()
+    return Saving(_SAVE_EVERY.value, _MAX_MINUTES.value, _USE_PREVIOUS.value)
 
 
 def prepare(

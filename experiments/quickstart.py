@@ -19,6 +19,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from typing import Any
 
 import ml_collections
@@ -126,12 +127,14 @@ def run_seeds(
 
     So the first seed of many gives the figures of that seed alone.
     """
-    results = []
-    for seed in range(config.seed, config.seed + config.seeds):
+
+    def one_seed(seed: int) -> tuple[None, dict[str, Any]]:
         policies, spent = train_arms(run, setup, data.supervised, config, seed)
         reinforce_arms(run, setup, data.problems, policies, spent, config, seed)
-        results.append(evaluate_arms(run, setup, policies, spent, config, seed))
-    return results
+        return None, evaluate_arms(run, setup, policies, spent, config, seed)
+
+    seeds = range(config.seed, config.seed + config.seeds)
+    return [run.phase(f"seed{seed}/results", partial(one_seed, seed))[1] for seed in seeds]
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -342,6 +342,20 @@ def reinforce(
     Raises:
       FloatingPointError: `max_skipped` steps in a row had no finite loss or gradient.
     """
+    work = partial(improve_policies, run, setup, policies, data, settings, name, seeds)
+    return run.phase(f"seed{seeds[0]}/{name}", work, like=list(policies))
+
+
+def improve_policies(
+    run: Run,
+    setup: Setup,
+    policies: Sequence[Any],
+    data: Problems,
+    settings: ml_collections.ConfigDict,
+    name: str,
+    seeds: Sequence[int],
+) -> tuple[list[Any], dict[str, float]]:
+    """The phase of `reinforce`, from its start or from where it was stopped."""
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
     parallel = seeds_in_parallel(len(seeds))
     config = rl_config(setup, settings, early_exit=not parallel)
@@ -353,6 +367,9 @@ def reinforce(
         for params, seed in zip(policies, seeds, strict=True)
     ]
     plan, keys = (np.stack([p for p, _ in plans]), jnp.stack([k for _, k in plans]))
+    state, done, spent = run.resume(
+        state, {"steps": settings.steps, "tokens": 0.0, "seconds": 0.0}
+    )
 
     def check_in(step: int) -> None:
         for i, seed in enumerate(seeds):
@@ -360,25 +377,24 @@ def reinforce(
             figures = validate(run, setup, params, name, step, settings, seed)
             run.log_metrics(name, step, {"seed": seed, **figures})
 
-    progress = Progress(name, settings.steps)
-    started, tokens = time.monotonic(), 0.0
+    progress = Progress(name, settings.steps, done=done)
+    before = time.monotonic() - spent["seconds"]
     with compiled_steps(setup, data, settings, config, parallel) as advance:
-        for start in range(0, settings.steps, settings.validate_every):
+        for start in range(done, settings.steps, settings.validate_every):
             check_in(start)
             stop = min(start + settings.validate_every, settings.steps)
             prompts = jax.tree.map(lambda x: x[plan[:, start:stop]], data.prompts)  # noqa: B023
             state, metrics = advance(state, prompts, keys[:, start:stop])
-            tokens += record(run, progress, name, start, seeds, jax.device_get(metrics))
+            tokens = record(run, progress, name, start, seeds, jax.device_get(metrics))
+            spent["tokens"] += tokens / len(seeds)
+            spent["seconds"] = time.monotonic() - before
             skipped = int(metrics["skipped_in_a_row"].max())
             if skipped >= settings.max_skipped:
                 stop_lost(run, state, name, stop, skipped)
+            if run.due():
+                run.save(stop, state, spent)
     check_in(settings.steps)
     progress.close()
-    spent = {
-        "steps": settings.steps,
-        "tokens": tokens / len(seeds),
-        "seconds": (time.monotonic() - started) / len(seeds),
-    }
     return [jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(len(seeds))], spent
 
 

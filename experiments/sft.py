@@ -10,6 +10,7 @@ directory (`reasoning.runtime.runs`).
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -192,7 +193,9 @@ def train(
     """
     settings, loss = config[phase], config.loss
     optimizer = make_optimizer(optimizer_config(settings))
-    state = init_state(params, optimizer)
+    state, start, spent = run.resume(
+        init_state(params, optimizer), {"steps": settings.steps, "tokens": 0.0, "seconds": 0.0}
+    )
     batches = pipelines.trace_batches(
         examples,
         rows=settings.rows,
@@ -200,21 +203,23 @@ def train(
         num_batches=settings.steps,
         pad_id=setup.tokenizer.pad_id,
         seed=seed,
+        first=start,
     )
     key = launch.run_key(seed, "assign")
     longest_prompt = max(len(example.prompt) for example in examples)
     name = "base" if phase == "pretrain" else arm
-    progress = Progress(name, settings.steps)
-    started, tokens = time.monotonic(), 0.0
+    progress = Progress(name, settings.steps, done=start)
+    before = time.monotonic() - spent["seconds"]
 
-    def record(step: int, metrics: dict[str, jax.Array]) -> float:
+    def record(step: int, metrics: dict[str, jax.Array]) -> None:
         values = jax.device_get(metrics)
         run.log_metrics(name, step, {"seed": seed, **values})
         progress.advance(float(values["tokens"]), nll=float(values["trace_nll"]))
-        return float(values["tokens"])
+        spent["tokens"] += float(values["tokens"])
+        spent["seconds"] = time.monotonic() - before
 
     waiting = None
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(batches, start):
         tags, matching = assignment.assign(
             arm,
             setup.model,
@@ -235,11 +240,16 @@ def train(
             tag_is_label=loss.tag_is_label,
         )
         # The metrics of the step before are ready: reading them does not make the device wait.
-        tokens += record(*waiting) if waiting else 0.0
+        if waiting:
+            record(*waiting)
         waiting = step, {**metrics, **matching}
-    tokens += record(*waiting) if waiting else 0.0
+        if run.due():
+            record(*waiting)
+            waiting = None
+            run.save(step + 1, state, spent)
+    if waiting:
+        record(*waiting)
     progress.close()
-    spent = {"steps": settings.steps, "tokens": tokens, "seconds": time.monotonic() - started}
     return state.params, spent
 
 
@@ -250,7 +260,8 @@ def pretrain(
     params = init_params(setup.model, launch.run_key(seed, "init"))
     if config.pretrain.steps == 0:
         return params, {"steps": 0, "tokens": 0.0, "seconds": 0.0}
-    return train(run, setup, params, data.pretrain, "pretrain", "mixed", config, seed)
+    work = partial(train, run, setup, params, data.pretrain, "pretrain", "mixed", config, seed)
+    return run.phase(f"seed{seed}/base", work, like=params)
 
 
 def fine_tune(
@@ -264,7 +275,8 @@ def fine_tune(
 ) -> tuple[Any, dict[str, float]]:
     """The base policy fine-tuned under an arm; every arm sees the same batches."""
     start = spread_strategies(base, launch.run_key(seed, "tags"), config.loss.tag_noise)
-    return train(run, setup, start, data.finetune, "finetune", arm, config, seed)
+    work = partial(train, run, setup, start, data.finetune, "finetune", arm, config, seed)
+    return run.phase(f"seed{seed}/{arm}", work, like=start)
 
 
 def evaluate(
@@ -299,14 +311,17 @@ def run_seeds(
     run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict
 ) -> list[dict[str, Any]]:
     """Pre-train, fine-tune under `config.arm`, evaluate; one seed's results each."""
-    arm, results = config.arm, []
-    for seed in range(config.seed, config.seed + config.seeds):
+    arm = config.arm
+
+    def one_seed(seed: int) -> tuple[None, dict[str, Any]]:
         base, pretrained = pretrain(run, setup, data, config, seed)
         params, spent = fine_tune(run, setup, base, data, arm, config, seed)
         figures = evaluate(run, setup, params, arm, setup.trained_tags(arm), config, seed).figures
         arms = {arm: {**figures, "training": spent}}
-        results.append({"arms": arms, "pretraining": pretrained, "seed": seed})
-    return results
+        return None, {"arms": arms, "pretraining": pretrained, "seed": seed}
+
+    seeds = range(config.seed, config.seed + config.seeds)
+    return [run.phase(f"seed{seed}/results", partial(one_seed, seed))[1] for seed in seeds]
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -225,11 +225,12 @@ def trace_batches(
     num_batches: int,
     pad_id: int,
     seed: int,
+    first: int = 0,
     num_workers: int = 0,
     host: int = 0,
     num_hosts: int = 1,
 ) -> grain.DatasetIterator:
-    """An iterator over `num_batches` batches, resumable by `get_state` and `set_state`.
+    """An iterator over `num_batches` batches, from the batch `first` on.
 
     Args:
       rows: N of the global batch; host `host` of `num_hosts` gets its equal share of them, cut
@@ -243,6 +244,7 @@ def trace_batches(
     if rows % num_hosts:
         raise ValueError(f"rows={rows}: must be a multiple of num_hosts={num_hosts}.")
     plan = plan_batches(examples, rows=rows, buckets=buckets, num_batches=num_batches, seed=seed)
+    plan = plan[first:]
     share = slice(host * rows // num_hosts, (host + 1) * rows // num_hosts)
 
     def build(entry: tuple[int, list[int]]) -> TraceBatch:

@@ -73,8 +73,7 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.wait()
-        self._manager.close()
+        self.close()
 
     def steps(self) -> list[int]:
         """The complete steps, in order."""
@@ -153,6 +152,20 @@ class Checkpoints:
         return jax.tree.unflatten(
             jax.tree.structure(like), [restored["state"][path] for path in wanted]
         )
+
+    def close(self) -> None:
+        """Wait for what is being saved; nothing can be saved any more."""
+        self.wait()
+        self._manager.close()
+
+    def drop_latest(self) -> None:
+        """Forget the last step, damaged or lost, for the one before it to be the latest."""
+        named = self.directory / LATEST
+        steps = self.steps()
+        lost = json.loads(named.read_text())["step"] if named.is_file() else -1
+        if steps and lost <= steps[-1]:
+            self._manager.delete(steps.pop())
+        _replace(named, {"step": max(steps, default=-1)})
 
     def _add_checksums(self) -> None:
         """Complete the step whose files are all written; then Orbax renames it."""
