@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from reasoning.evaluation import reports
-from reasoning.runtime.runs import Run, Saving, finished_results, fingerprint
+from reasoning.runtime.runs import Run, Saving, fingerprint, finished_results
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The configuration file, with an optional preset after a colon."

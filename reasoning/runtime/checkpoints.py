@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 CHECKSUMS, LATEST = "checksums.json", "latest.json"
-NOTES = "_CHECKPOINT_METADATA"  # Orbax notes the time here after everything else
+ITEMS = ("state", "about")
 
 
 class DamagedCheckpoint(ValueError):
@@ -60,7 +60,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
             ),
-            item_names=("state", "about"),
+            item_names=ITEMS,
         )
         self._saving: int | None = None
 
@@ -170,7 +170,7 @@ class Checkpoints:
     def _add_checksums(self) -> None:
         """Complete the step whose files are all written; then Orbax renames it."""
         (folder,) = self.directory.glob(f"{self._saving}.*tmp*")
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NOTES)
+        files = [path for item in ITEMS for path in (folder / item).rglob("*") if path.is_file()]
         sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
         _replace(folder / CHECKSUMS, sums)
 

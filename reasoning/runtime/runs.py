@@ -303,6 +303,7 @@ class Run:
           SystemExit: with STOPPED, after a signal or `max_minutes`; the save is then complete.
         """
         started = time.monotonic()
+        carried = json.loads(json.dumps(carried))  # a copy: the phase goes on while this is written
         about = {"phase": self._phase, "step": step, "carried": carried, "logs": self._positions()}
         self._checkpoints.save(self._next, state, about)
         self._next, self._saved = self._next + 1, time.monotonic()
