@@ -18,11 +18,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import orbax.checkpoint as ocp
-from absl import app, flags
+from absl import flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where both runs are written.", required=True)
 _PROGRAM = flags.DEFINE_string("program", "experiments.quickstart", "The launcher to disturb.")

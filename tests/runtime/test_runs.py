@@ -1,20 +1,31 @@
-"""The run directory: a finished run is left alone, an unfinished one set aside, others refused."""
+"""The run directory: finished runs are left alone, unfinished ones go on, others are refused."""
 
 import contextlib
+import dataclasses
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from reasoning.runtime import runs
-from reasoning.runtime.runs import Progress, Run, finished_results, first_difference
+from reasoning.runtime.runs import (
+    Progress,
+    Run,
+    Saving,
+    fingerprint,
+    finished_results,
+    first_difference,
+)
 
 PROGRAM = "experiments.sft"
 CONFIG = {"seed": 0, "model": {"preset": "0.1m", "d_model": 64}, "rates": (1e-3, 3e-4)}
+ALWAYS, SELDOM = Saving(every=0.0), Saving(every=1e9)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +65,8 @@ def test_a_new_directory_is_made_and_described(workdir):
     with Run(workdir, PROGRAM, CONFIG) as run:
         assert run.path == workdir and run.seconds >= 0
         assert {path.name for path in workdir.iterdir()} == {
-            "config.json", "metrics.jsonl", "completions.jsonl", "plots", ".lock"
+            "config.json", "attempts.jsonl", "metrics.jsonl", "completions.jsonl", "plots",
+            "checkpoints", ".lock",
         }
     about = json.loads((workdir / "config.json").read_text())
     assert about["config"] == json.loads(json.dumps(CONFIG))
@@ -198,8 +210,7 @@ def test_one_process_writes_a_run(workdir, killed):
         out, _ = holder.communicate()
         assert (out, holder.returncode) == (("", -9) if killed else ("closed\n", 0))
     with Run(workdir, PROGRAM, {"seed": 0}):  # neither a killed nor an ended one holds the lock
-        assert (workdir / "attempts" / "1" / "config.json").is_file()
-        assert not (workdir / "attempts" / "1" / ".lock").exists()
+        assert len((workdir / "attempts.jsonl").read_text().splitlines()) == 2
 
 
 def test_one_process_opens_a_run_once(workdir):
@@ -240,36 +251,128 @@ def test_a_file_is_refused(tmp_path):
         finished_results(tmp_path / "notes", PROGRAM, CONFIG)
 
 
-def test_unfinished_runs_are_set_aside_one_after_another(workdir, capsys):
-    unfinished_run(workdir, 1.0)
-    first = snapshot(workdir)
-    del first[".lock"]
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@jax.jit
+def advance(state, step):
+    return jax.tree.map(lambda x: 1.5 * x + step, state)
+
+
+def train(run, name, last_step=None, start=1.0):
+    """A phase of 6 steps, each logged; the process ends after `last_step`."""
+
+    def work():
+        state, done, carried = run.resume({"w": jnp.full(3, start)}, {"total": 0.0})
+        for step in range(done, 6):
+            state = advance(state, step)
+            carried["total"] += float(state["w"][0])
+            run.log_metrics(name, step, {"w": state["w"]})
+            run.log_completions([{"phase": name, "step": step}])
+            if run.due():
+                run.save(step + 1, state, carried)
+            if step == last_step:
+                raise Killed
+        return state, carried
+
+    return run.phase(name, work, like={"w": jnp.zeros(3)})
+
+
+def complete(workdir, saving=ALWAYS):
+    """Both phases of a run, from wherever it stands."""
+    with Run(workdir, PROGRAM, CONFIG, "data", saving) as run:
+        first, spent = train(run, "seed0/base")
+        second, more = train(run, "seed0/mixed", start=float(first["w"][0]))
+        run.finish({"w": second["w"], "total": spent["total"] + more["total"]})
+
+
+def kept(workdir):
+    results = finished_results(workdir, PROGRAM, CONFIG)
+    logs = [(workdir / name).read_text() for name in ("metrics.jsonl", "completions.jsonl")]
+    return results["w"], results["total"], *logs
+
+
+@pytest.mark.parametrize("saving", [ALWAYS, SELDOM], ids=["saved at every step", "never saved"])
+@pytest.mark.parametrize("phase", ["seed0/base", "seed0/mixed"])
+@pytest.mark.parametrize("last_step", [0, 3, 5])
+def test_a_run_that_was_killed_goes_on_to_the_same_numbers(
+    tmp_path, workdir, saving, phase, last_step
+):
+    complete(tmp_path / "alone")
+    with pytest.raises(Killed), Run(workdir, PROGRAM, CONFIG, "data", saving) as run:
+        first, _ = train(run, "seed0/base", last_step if phase == "seed0/base" else None)
+        train(run, "seed0/mixed", last_step, start=float(first["w"][0]))
     assert finished_results(workdir, PROGRAM, CONFIG) is None
-    unfinished_run(workdir, 2.0)
-    assert snapshot(workdir / "attempts" / "1") == first
-    assert "was not finished; starting again" in capsys.readouterr().out
-    finished_run(workdir, {"pass@1": 1.0})
-
-    def loss(path):
-        return json.loads((path / "metrics.jsonl").read_text())["loss"]
-
-    attempts = workdir / "attempts"
-    assert [loss(attempts / "1"), loss(attempts / "2"), loss(workdir)] == [1.0, 2.0, 1.5]
-    assert {path.name for path in attempts.iterdir()} == {"1", "2"}
-    assert finished_results(workdir, PROGRAM, CONFIG)["pass@1"] == 1.0
+    complete(workdir, saving)
+    assert kept(workdir) == kept(tmp_path / "alone")
+    assert len((workdir / "attempts.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_run_killed_between_setting_aside_and_starting_can_be_started_again(workdir, monkeypatch):
-    unfinished_run(workdir, 1.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_write", killed)  # before config.json is there
-        with pytest.raises(KeyboardInterrupt):
-            Run(workdir, PROGRAM, CONFIG)
-    assert not (workdir / "config.json").exists()
-    assert finished_results(workdir, PROGRAM, CONFIG) is None
-    unfinished_run(workdir, 2.0)
-    assert (workdir / "config.json").is_file()
-    assert '"loss": 1.0' in (workdir / "attempts" / "1" / "metrics.jsonl").read_text()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step(tmp_path, workdir, capsys, number):
+    complete(tmp_path / "alone")
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped, Run(workdir, PROGRAM, CONFIG, "data") as run:
+        signal.raise_signal(number)
+        train(run, "seed0/base")
+    assert stopped.value.code == runs.STOPPED and signal.getsignal(number) is before
+    said = capsys.readouterr().out
+    assert f"stopped by {number.name} after step 1 of seed0/base, saved in " in said
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 1
+    complete(workdir)
+    assert "seed0/base: goes on after step 1." in capsys.readouterr().out
+    assert kept(workdir) == kept(tmp_path / "alone")
+
+
+def test_the_clock_stops_a_run_too(workdir, capsys):
+    with (
+        pytest.raises(SystemExit) as stopped,
+        Run(workdir, PROGRAM, CONFIG, "data", Saving(max_minutes=0.0)) as run,
+    ):
+        train(run, "seed0/base")
+    assert stopped.value.code == runs.STOPPED
+    assert "stopped by max_minutes=0 after step 1" in capsys.readouterr().out
+
+
+def test_other_data_are_refused(workdir):
+    with Run(workdir, PROGRAM, CONFIG, "data"):
+        pass
+    before = snapshot(workdir)
+    with pytest.raises(ValueError, match=r"other data \(fingerprint data there and more here\)"):
+        Run(workdir, PROGRAM, CONFIG, "more")
+    assert snapshot(workdir) == before
+
+
+def stopped_run(workdir):
+    """A run that was killed after three steps of its first phase, all saved."""
+    with pytest.raises(Killed), Run(workdir, PROGRAM, CONFIG, "data", ALWAYS) as run:
+        train(run, "seed0/base", last_step=2)
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_used_if_asked(
+    tmp_path, workdir, capsys
+):
+    complete(tmp_path / "alone")
+    stopped_run(workdir)
+    last = max(int(path.name) for path in (workdir / "checkpoints").iterdir()
+               if path.name.isdecimal())
+    damaged = next((workdir / "checkpoints" / str(last) / "state").rglob("manifest.ocdbt"))
+    damaged.write_bytes(b"")
+    before = snapshot(workdir / "checkpoints")
+    with pytest.raises(ValueError, match=r"its content is not .* --use_previous_checkpoint\."):
+        Run(workdir, PROGRAM, CONFIG, "data", ALWAYS)
+    assert snapshot(workdir / "checkpoints") == before
+    complete(workdir, Saving(every=0.0, use_previous=True))
+    assert "seed0/base: goes on after step 2." in capsys.readouterr().out
+    assert kept(workdir) == kept(tmp_path / "alone")
+
+
+def test_a_log_that_is_too_short_is_refused(workdir):
+    stopped_run(workdir)
+    (workdir / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: is shorter than when"):
+        Run(workdir, PROGRAM, CONFIG, "data", ALWAYS)
 
 
 def killed(*_):
@@ -284,32 +387,7 @@ def test_a_run_killed_while_it_is_described_can_be_started(workdir, monkeypatch)
     assert {path.name for path in workdir.iterdir()} == {".lock", ".config.json.partial"}
     assert finished_results(workdir, PROGRAM, CONFIG) is None
     finished_run(workdir, {"pass@1": 0.5})
-    assert not (workdir / "attempts").exists()
     assert not (workdir / ".config.json.partial").exists()
-
-
-@pytest.mark.parametrize("moved", range(4))
-@pytest.mark.parametrize("backwards", [True, False])  # no order of a listing may matter
-def test_a_run_killed_while_it_is_set_aside_can_be_started(
-    workdir, monkeypatch, moved, backwards
-):
-    unfinished_run(workdir, 1.0)
-    rename, listed, left = Path.rename, Path.iterdir, iter(range(moved))
-
-    def rename_some(path, target):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return rename(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", rename_some)
-        patch.setattr(Path, "iterdir", lambda path: iter(sorted(listed(path), reverse=backwards)))
-        with pytest.raises(KeyboardInterrupt):
-            Run(workdir, PROGRAM, CONFIG)
-    assert finished_results(workdir, PROGRAM, CONFIG) is None
-    finished_run(workdir, {"pass@1": 0.5})
-    kept = [path.name for path in (workdir / "attempts").glob("*/*")]
-    assert sorted(kept) == ["completions.jsonl", "config.json", "metrics.jsonl", "plots"]
 
 
 def test_results_are_written_whole_or_not_at_all(workdir, monkeypatch):
@@ -346,6 +424,26 @@ def test_an_error_closes_the_files_and_leaves_the_run_unfinished(workdir):
     with pytest.raises(ValueError, match="closed file"):
         run.log_metrics("base", 0, {})
     assert finished_results(workdir, PROGRAM, CONFIG) is None
+
+
+def test_a_fingerprint_is_of_every_value():
+    @dataclasses.dataclass
+    class Data:
+        prompts: np.ndarray
+        names: list
+
+    data = Data(np.arange(6).reshape(2, 3), ["a", ("b", 1)])
+    same = Data(np.arange(6).reshape(2, 3), ["a", ("b", 1)])
+    assert fingerprint(data) == fingerprint(same)
+    others = [
+        Data(np.arange(6).reshape(3, 2), data.names),
+        Data(data.prompts.astype(np.int32), data.names),
+        Data(data.prompts + 1, data.names),
+        Data(data.prompts, ["a", ("b", 2)]),
+        Data(data.prompts, ["a", "b", 1]),
+        Data(data.prompts, {"a": "b"}),
+    ]
+    assert len({fingerprint(item) for item in [data, *others]}) == 1 + len(others)
 
 
 def test_git_revision_is_none_without_git(monkeypatch):
