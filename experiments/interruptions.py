@@ -1,75 +1,121 @@
-"""Kill a run again and again at random moments; does it end as the run that nobody disturbed?
+"""Kill a run again and again at random moments: does it end as the run that nobody disturbed?
 
     python -m experiments.interruptions --workdir=runs/kills --kills=50 \
-        --program=experiments.quickstart --config=experiments/configs/smoke.py
+        --program=experiments.quickstart -- --config=experiments/configs/smoke.py
 
-Starts the program twice: once left alone, and once killed by SIGKILL `kills` times, each time after
-a random time, and started again by the same command. Then compares, bit for bit: parameters of
-every policy, metrics, completions and results, all less what a clock says. Prints one JSON line;
-the exit status is 1 if anything differs.
+Runs the program once undisturbed, and then under SIGKILL at random moments, each time started again
+by the same command; a run that comes to its end is compared and followed by a new one, until there
+were `kills` of them. Compared bit for bit: the parameters of every policy, metrics, completions and
+results, all less what a clock says. Prints one JSON line; the exit status is 1 if anything differs.
 """
 
 import json
 import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from absl import flags
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import app, flags
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where both runs are written.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs are written.", required=True)
 _PROGRAM = flags.DEFINE_string("program", "experiments.quickstart", "The launcher to disturb.")
 _KILLS = flags.DEFINE_integer("kills", 50, "How often.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-_CONFIG = flags.DEFINE_string("config", "experiments/configs/smoke.py", "The launcher's.")
-_CLOCKS = ("seconds", "tokens_per_second")  # what no two runs share
+
+CLOCKS = ("seconds", "tokens_per_second", "evaluation_seconds", "versions")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run both, compare, print; 0 if they are equal."""
+    """Run, kill, compare; 0 if all that came to an end is equal."""
     workdir = Path(_WORKDIR.value)
-    command = [
-        sys.executable, "-m", _PROGRAM.value, f"--config={_CONFIG.value}", "--save_every=0", *argv[1:]
-    ]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "cache"),
-             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = {**os.environ, **cache}
     alone, disturbed = workdir / "alone", workdir / "disturbed"
-    run([*command, f"--workdir={alone}"], environment, None)  # fills the cache
+    command = [sys.executable, "-m", _PROGRAM.value, "--save_every=0", *argv[1:]]
+    run([*command, f"--workdir={workdir / 'first'}"], workdir, None)  # fills the compilation cache
     started = time.monotonic()
-    run([*command, f"--workdir={workdir / 'again'}"], environment, None)
+    run([*command, f"--workdir={alone}"], workdir, None)
     span = time.monotonic() - started
-    rng, killed = random.Random(_SEED.value), 0
-    while killed < _KILLS.value:
-        # From within the start of the process to beyond the longest way between two saves.
-        if run([*command, f"--workdir={disturbed}"], environment, rng.uniform(0, span)):
-            break
-        killed += 1
-    run([*command, f"--workdir={disturbed}"], environment, None)
-    differences = compare(alone, disturbed)
-    print(json.dumps({"program": _PROGRAM.value, "kills": killed, "differences": differences}))
+    rng, kills, ends = random.Random(_SEED.value), 0, 0
+    differences: list[str] = []
+    while kills < _KILLS.value:
+        if not run([*command, f"--workdir={disturbed}"], workdir, rng.uniform(0, span)):
+            kills += 1
+            continue
+        ends += 1
+        differences += compare(alone, disturbed)
+        shutil.rmtree(disturbed)
+    run([*command, f"--workdir={disturbed}"], workdir, None)
+    differences += compare(alone, disturbed)
+    told = {"program": _PROGRAM.value, "kills": kills, "runs": ends + 1, "differences": differences}
+    print(json.dumps(told))
     return 1 if differences else 0
 
 
-def run(command: Sequence[str], environment: dict[str, str], limit: float | None) -> bool:
-    """Run to the end, or kill after `limit` seconds; whether it ended by itself.
+def run(command: Sequence[str], workdir: Path, limit: float | None) -> bool:
+    """Run to the end, or kill after `limit` seconds; whether it came to its end.
 
     Raises:
       RuntimeError: it failed.
     """
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, env={**os.environ, **cache}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         _, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
         return False
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{errors}")
     return True
+
+
+def compare(a: Path, b: Path) -> list[str]:
+    """What two finished runs differ in, less what a clock says."""
+    found = []
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        rows = [[timeless(json.loads(line)) for line in (run / name).open()] for run in (a, b)]
+        if len(rows[0]) != len(rows[1]):
+            found.append(f"{name}: {len(rows[0])} and {len(rows[1])} lines")
+        found += [f"{name}: line {i + 1}" for i, (x, y) in enumerate(zip(*rows)) if x != y]
+    results = [timeless(json.loads((run / "results.json").read_text())) for run in (a, b)]
+    found += ["results.json"] * (results[0] != results[1])
+    ours, theirs = dict(policies(a)), dict(policies(b))
+    return found + [
+        f"policies/{name}"
+        for name in sorted({*ours, *theirs})
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def timeless(item: Any) -> Any:
+    """A JSON object less what a clock says."""
+    if isinstance(item, dict):
+        return {k: timeless(v) for k, v in item.items() if k.partition("/")[0] not in CLOCKS}
+    return [timeless(part) for part in item] if isinstance(item, list) else item
+
+
+def policies(run: Path) -> Iterator[tuple[str, list[bytes]]]:
+    """The parameters of each policy of a run, as bytes."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        for path in sorted((run / "policies").glob("**/0/state")):
+            tree = checkpointer.restore(path.absolute())
+            leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+            yield str(path.parent.parent.relative_to(run / "policies")), leaves
+
+
+if __name__ == "__main__":
+    app.run(main)
