@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from reasoning.models import strategies
 from reasoning.models.config import ModelConfig
 
+STREAM = ("batch", "length", "stream")  # the axes of the residual stream, for meshes
+
 
 @flax.struct.dataclass
 class KVCache:
@@ -135,7 +137,8 @@ class Attention(nn.Module):
 
         def project(name: str, shape: tuple[int, ...], axis: str) -> jax.Array:
             kernel = self.param(name, _kernel(stddev, "embed", axis, "head_dim"), shape)
-            return jnp.einsum("btd,dnh->btnh", x, kernel.astype(x.dtype))
+            heads = jnp.einsum("btd,dnh->btnh", x, kernel.astype(x.dtype))
+            return nn.with_logical_constraint(heads, ("batch", "length", axis, "head_dim"))
 
         q = project("query", (d_model, heads, width), "heads")
         k = project("key", kv_shape, "kv_heads")
@@ -148,7 +151,10 @@ class Attention(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)
                 for old, new in zip(cache, (k, v), strict=True)
             )
-            cache = (k, v)
+            cache = k, v = tuple(
+                nn.with_logical_constraint(part, ("batch", "kv_heads", "length", "head_dim"))
+                for part in (k, v)
+            )
         # Residual branches start small, so that depth does not blow up the stream (GPT-2).
         out_std = (heads * width) ** -0.5 * (2 * config.num_layers) ** -0.5
         out = self.param(
@@ -174,7 +180,9 @@ class FeedForward(nn.Module):
         down = self.param("down", _kernel(down_std, "mlp", "embed"), tall).astype(x.dtype)
         # As rows: with two axes in front XLA's CPU backend transposes the gradient far more slowly.
         rows = x.reshape(-1, config.d_model)
-        return ((jax.nn.silu(rows @ gate) * (rows @ up)) @ down).reshape(x.shape)
+        hidden = jax.nn.silu(rows @ gate) * (rows @ up)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "mlp"))
+        return (hidden @ down).reshape(x.shape)
 
 
 class Block(nn.Module):
@@ -196,9 +204,10 @@ class Block(nn.Module):
         update, cache = Attention(self.config, name="attention")(
             normed, positions, mask, cache, slot
         )
-        x = x + update
+        x = nn.with_logical_constraint(x + update, STREAM)
         normed = RMSNorm(self.config, name="feed_forward_norm")(x)
-        return x + FeedForward(self.config, name="feed_forward")(normed), cache
+        x = x + FeedForward(self.config, name="feed_forward")(normed)
+        return nn.with_logical_constraint(x, STREAM), cache
 
 
 def _block_class(config: ModelConfig) -> type[Block]:
@@ -284,7 +293,7 @@ class Transformer(nn.Module):
                 (config.max_length, config.d_model),
             )
             x = x + position_table[positions]
-        x = x.astype(config.dtype)
+        x = nn.with_logical_constraint(x.astype(config.dtype), STREAM)
 
         slot = None if cache is None else cache.length
         x, keys_values = self._layers(x, cache, positions, mask, slot)
