@@ -106,11 +106,12 @@ def test_the_strategy_table_can_be_all_that_trains(name):
     optimizer = make_optimizer(
         OptimizerConfig(name=name, learning_rate=0.01, num_steps=10, trained="strategies")
     )
-    params = {"layer_0": {"up": jnp.ones((2, 3))}, "strategy_embedding": jnp.ones((4, 2))}
-    gradient = {"layer_0": {"up": jnp.full((2, 3), 1e6)}, "strategy_embedding": jnp.ones((4, 2))}
+    tables = {"strategy_embedding": jnp.ones((4, 2)), "strategy_head": jnp.ones((4, 2))}
+    params = {"layer_0": {"up": jnp.ones((2, 3))}, **tables}
+    gradient = {"layer_0": {"up": jnp.full((2, 3), 1e6)}, **tables}
     updates = steps_of(optimizer, params, gradient, 3)
     assert (updates["layer_0"]["up"] == 0).all()
-    assert (updates["strategy_embedding"][1:] < 0).all()
+    assert all((updates[name][1:] < 0).all() for name in tables)
 
 
 def test_a_gradient_is_clipped_by_what_trains():
