@@ -160,6 +160,7 @@ def program_setup(size: str) -> tuple[Setup, ml_collections.ConfigDict]:
     config.evaluation.problems = config.evaluation.validation_problems = 8
     settings = config.grpo
     settings.steps, settings.prompts, settings.samples, settings.problems = 50, 4, 4, 200
+    settings.microbatches = 1
     # An untrained policy is never right; to repeat no token is what it can learn.
     settings.shaping.repetition_weight, settings.shaping.repetition_ngram = 1.0, 1
     if size == "tiny":
