@@ -28,10 +28,9 @@ from absl import app, flags, logging
 
 from experiments import launch
 from experiments.configs import group_words
-from experiments.rl import one_program, rl_config, rl_problems, schedule
-from experiments.sft import Setup, optimizer_config, set_up
+from experiments.rl import one_program, rl_config, rl_optimizer, rl_problems, start_seeds
+from experiments.sft import Setup, set_up
 from reasoning.learning.algorithms import make_algorithm
-from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
 from reasoning.learning.rl_updates import make_rl_step
 from reasoning.learning.rollouts import Metrics, PromptBatch, RolloutConfig
@@ -174,19 +173,16 @@ def seeds_program(
 ) -> Program:
     """All steps of seeds 0, 1, ... as `experiments.rl` runs them, from untrained policies."""
     config = rl_config(setup, settings, early_exit=not parallel)
-    optimizer = make_optimizer(optimizer_config(settings))
     problems = rl_problems(setup, settings, seed=0)
-    states, plans, keys = [], [], []
-    for seed in range(num_seeds):
-        params = init_params(setup.model, launch.run_key(seed, "init"))
-        states.append(init_policy_state(params, config, optimizer))
-        plans.append(schedule(settings.problems, settings.steps, settings.prompts, seed))
-        keys.append(jax.random.split(launch.run_key(seed, "rollouts"), settings.steps))
+    seeds = range(num_seeds)
+    policies = [init_params(setup.model, launch.run_key(seed, "init")) for seed in seeds]
+    state, plan, keys = start_seeds(setup, policies, problems, settings, config, seeds)
+    reward = device_reward(setup.task, setup.tokenizer)
     return Program(
-        one_program(config, optimizer, device_reward(setup.task, setup.tokenizer), parallel),
-        jax.tree.map(lambda *x: jnp.stack(x), *states),
-        jax.tree.map(lambda x: x[np.stack(plans)], problems.prompts),
-        jnp.stack(keys),
+        one_program(config, rl_optimizer(settings), reward, parallel),
+        state,
+        jax.tree.map(lambda x: x[plan], problems.prompts),
+        keys,
     )
 
 
@@ -194,9 +190,8 @@ def step_by_step(
     setup: Setup, settings: ml_collections.ConfigDict, program: Program
 ) -> tuple[PolicyState, Metrics]:
     """What a program of one seed computes, by one call for each step."""
-    optimizer = make_optimizer(optimizer_config(settings))
     reward = device_reward(setup.task, setup.tokenizer)
-    step = jax.jit(make_rl_step(rl_config(setup, settings), optimizer, reward))
+    step = jax.jit(make_rl_step(rl_config(setup, settings), rl_optimizer(settings), reward))
     state, prompts, keys = jax.tree.map(lambda x: x[0], (program.state, *program.inputs))
     made = []
     for i in range(settings.steps):

@@ -29,9 +29,8 @@ from experiments.sft import (
     Data,
     Setup,
     evaluate,
-    fine_tune,
+    fine_tune_seeds,
     optimizer_config,
-    pretrain,
     set_up,
     training_data,
 )
@@ -312,17 +311,25 @@ def rl_optimizer(settings: ml_collections.ConfigDict) -> optax.GradientTransform
     return make_optimizer(optimizer_config(settings, settings.epochs * settings.minibatches))
 
 
-def plan_rollouts(
+def start_seeds(
     setup: Setup,
-    params: Any,
+    policies: Sequence[Any],
     data: Problems,
     settings: ml_collections.ConfigDict,
-    seed: int,
-) -> tuple[np.ndarray, jax.Array]:
-    """Which problems each step of a seed draws `[steps, P]`, and its keys `[steps]`."""
-    kept = filter_by_difficulty(setup, params, data, settings, seed)
-    order = schedule(len(kept), settings.steps, settings.prompts * settings.rounds, seed)
-    return kept[order], jax.random.split(launch.run_key(seed, "rollouts"), settings.steps)
+    config: RLConfig,
+    seeds: Sequence[int],
+) -> tuple[PolicyState, np.ndarray, jax.Array]:
+    """What the seeds start from, stacked: their states, the problems that each step draws
+    `[seeds, steps, P]`, and its keys `[seeds, steps]`.
+    """
+    optimizer, per_step = rl_optimizer(settings), settings.prompts * settings.rounds
+    states, plans, keys = [], [], []
+    for params, seed in zip(policies, seeds, strict=True):
+        kept = filter_by_difficulty(setup, params, data, settings, seed)
+        states.append(init_policy_state(params, config, optimizer))
+        plans.append(kept[schedule(len(kept), settings.steps, per_step, seed)])
+        keys.append(jax.random.split(launch.run_key(seed, "rollouts"), settings.steps))
+    return jax.tree.map(lambda *x: jnp.stack(x), *states), np.stack(plans), jnp.stack(keys)
 
 
 def reinforce(
@@ -345,14 +352,7 @@ def reinforce(
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
     parallel = seeds_in_parallel(len(seeds))
     config = rl_config(setup, settings, early_exit=not parallel)
-    optimizer = rl_optimizer(settings)
-    states = [init_policy_state(params, config, optimizer) for params in policies]
-    state = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    plans = [
-        plan_rollouts(setup, params, data, settings, seed)
-        for params, seed in zip(policies, seeds, strict=True)
-    ]
-    plan, keys = (np.stack([p for p, _ in plans]), jnp.stack([k for _, k in plans]))
+    state, plan, keys = start_seeds(setup, policies, data, settings, config, seeds)
 
     def check_in(step: int) -> None:
         for i, seed in enumerate(seeds):
@@ -466,12 +466,7 @@ def run_seeds(
     """Train every seed as `experiments.sft`, then reinforce all; returns each seed's results."""
     arm, name = config.arm, f"{config.arm}_{config.rl.algorithm}"
     tags, seeds = setup.trained_tags(arm), range(config.seed, config.seed + config.seeds)
-    before, results = [], []
-    for seed in seeds:
-        base, pretrained = pretrain(run, setup, data.supervised, config, seed)
-        params, spent = fine_tune(run, setup, base, data.supervised, arm, config, seed)
-        before.append(params)
-        results.append({"arms": {arm: {"training": spent}}, "pretraining": pretrained})
+    before, results = fine_tune_seeds(run, setup, data.supervised, config, seeds)
     after, spent = reinforce(run, setup, before, data.problems, config.rl, name, seeds)
     for seed, result, *policies in zip(seeds, results, before, after, strict=True):
         result["arms"][name] = {"training": spent}
@@ -479,7 +474,6 @@ def run_seeds(
             result["arms"][label] |= evaluate(
                 run, setup, params, label, tags, config, seed
             ).figures
-        result["seed"] = seed
     return results
 
 

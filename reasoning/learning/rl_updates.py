@@ -36,7 +36,7 @@ from reasoning.learning.rollouts import (
     roll_out,
     rollout_metrics,
 )
-from reasoning.learning.scoring import critic_values, score, tag_log_probs
+from reasoning.learning.scoring import critic_values, score, split_parts, tag_log_probs
 from reasoning.rewards.verdicts import RewardFn
 
 # An objective's loss of a part of a minibatch, with metrics to be added up over the parts (each
@@ -111,7 +111,7 @@ def _gradient(
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, part)
         return jax.tree.map(jnp.add, total, (grads, loss)), metrics
 
-    parts = jax.tree.map(lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), batch)
+    parts = split_parts(batch, num_microbatches)
     start = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
     (grads, loss), (sums, maxima) = jax.lax.scan(add, start, parts)
     tokens = jnp.maximum(batch.mask.sum(), 1.0)
