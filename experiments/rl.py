@@ -43,7 +43,7 @@ from reasoning.learning import rollouts as ro
 from reasoning.learning.algorithms import make_algorithm
 from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
-from reasoning.learning.rl_updates import make_rl_step, scan_steps, update
+from reasoning.learning.rl_updates import all_seeds, make_rl_step, scan_steps, update
 from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import device_reward, problem_arrays
 from reasoning.rewards.host import HostReward, task_reward
@@ -173,9 +173,14 @@ def filter_by_difficulty(
     return kept
 
 
-def seeds_in_parallel(num_seeds: int) -> bool:
-    """Whether the seeds of one program run side by side: a CPU is filled by one of them."""
+def seeds_side_by_side(num_seeds: int) -> bool:
+    """Whether a device's seeds run side by side: a CPU is filled by one of them."""
     return num_seeds > 1 and jax.default_backend() != "cpu"
+
+
+def devices_for(num_seeds: int) -> int:
+    """How many devices share the seeds equally."""
+    return max(n for n in range(1, jax.device_count() + 1) if num_seeds % n == 0)
 
 
 @functools.cache
@@ -183,23 +188,16 @@ def one_program(
     config: RLConfig,
     optimizer: optax.GradientTransformation,
     reward: RewardFn,
-    parallel: bool,
+    side_by_side: bool,
+    num_devices: int,
 ) -> Advance:
-    """Several steps of all seeds as one compiled program: vmapped if `parallel`, else in a loop.
+    """Several steps of all seeds as one compiled program (`all_seeds`).
 
     State, prompts `[seeds, n, P]` and keys `[seeds, n]` have a leading axis of seeds. The same
     object for the same arguments, so that runs of one seed after another compile once.
     """
     steps = scan_steps(make_rl_step(config, optimizer, reward))
-
-    def all_seeds(
-        state: PolicyState, prompts: ro.PromptBatch, keys: jax.Array
-    ) -> tuple[PolicyState, Metrics]:
-        if parallel:
-            return jax.vmap(steps)(state, prompts, keys)
-        return jax.lax.map(lambda x: steps(*x), (state, prompts, keys))
-
-    return jax.jit(all_seeds, donate_argnums=0)
+    return jax.jit(all_seeds(steps, side_by_side, num_devices), donate_argnums=0)
 
 
 def in_turn(
@@ -291,13 +289,14 @@ def compiled_steps(
     data: Problems,
     settings: ml_collections.ConfigDict,
     config: RLConfig,
-    parallel: bool,
+    num_seeds: int,
 ) -> Iterator[Advance]:
     """The steps that the settings ask for; worker processes of a host reward end with the block."""
     optimizer = rl_optimizer(settings)
     on_device = device_reward(setup.task, setup.tokenizer)
     if compiled_reward(setup, settings):
-        yield one_program(config, optimizer, on_device, parallel)
+        side_by_side, num_devices = seeds_side_by_side(num_seeds), devices_for(num_seeds)
+        yield one_program(config, optimizer, on_device, side_by_side, num_devices)
     elif on_device is not None:
         yield in_turn(config, optimizer, on_device, None)
     else:
@@ -350,19 +349,17 @@ def reinforce(
       FloatingPointError: `max_skipped` steps in a row had no finite loss or gradient.
     """
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
-    parallel = seeds_in_parallel(len(seeds))
-    config = rl_config(setup, settings, early_exit=not parallel)
+    config = rl_config(setup, settings, early_exit=not seeds_side_by_side(len(seeds)))
     state, plan, keys = start_seeds(setup, policies, data, settings, config, seeds)
 
     def check_in(step: int) -> None:
         for i, seed in enumerate(seeds):
-            params = jax.tree.map(lambda x: x[i], state.params)  # noqa: B023
-            figures = validate(run, setup, params, name, step, settings, seed)
+            figures = validate(run, setup, one_seed(state.params, i), name, step, settings, seed)
             run.log_metrics(name, step, {"seed": seed, **figures})
 
     progress = Progress(name, settings.steps)
     started, tokens = time.monotonic(), 0.0
-    with compiled_steps(setup, data, settings, config, parallel) as advance:
+    with compiled_steps(setup, data, settings, config, len(seeds)) as advance:
         for start in range(0, settings.steps, settings.validate_every):
             check_in(start)
             stop = min(start + settings.validate_every, settings.steps)
@@ -379,7 +376,12 @@ def reinforce(
         "tokens": tokens / len(seeds),
         "seconds": (time.monotonic() - started) / len(seeds),
     }
-    return [jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(len(seeds))], spent
+    return [one_seed(state.params, i) for i in range(len(seeds))], spent
+
+
+def one_seed(params: Any, i: int) -> Any:
+    """The i-th seed's, on the device where a single policy is evaluated."""
+    return jax.device_put(jax.tree.map(lambda x: x[i], params), jax.devices()[0])
 
 
 def record(

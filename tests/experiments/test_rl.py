@@ -78,6 +78,11 @@ def test_seeds_in_one_program_are_the_seeds_alone_and_in_turn(setup, policy, tog
     assert len(rates) == 3 and all(row["tokens_per_second/update"] > 0 for row in rates)
 
 
+@pytest.mark.parametrize(("seeds", "devices"), [(1, 1), (2, 2), (6, 6), (9, 3), (11, 1)])
+def test_as_many_of_the_eight_devices_as_share_the_seeds_equally(seeds, devices):
+    assert rl.devices_for(seeds) == devices
+
+
 def test_every_step_and_validation_is_logged(together):
     _, spent, run = together
     for seed in (0, 1):
