@@ -27,7 +27,7 @@ setup(
         "matplotlib>=3.10",
     ],
     extras_require={
-        "test": ["pytest>=8.4", "hypothesis>=6.140", "ruff>=0.14"],
+        "test": ["pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14"],
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -14,7 +14,7 @@ import ml_collections
 
 from experiments import launch
 from experiments.rl import RLData, check_rl, check_seeds, reinforce, rl_problems
-from experiments.sft import Setup, evaluate, fine_tune, pretrain, set_up, training_data
+from experiments.sft import Setup, evaluate, fine_tune_seeds, set_up, training_data
 from reasoning.runtime.runs import Run
 
 PROGRAM = "experiments.ablations"
@@ -70,22 +70,15 @@ def run_seeds(
     """Fine-tune every seed once, train every variant from it, evaluate; one seed's results each."""
     seeds = range(config.seed, config.seed + config.seeds)
     tags = setup.trained_tags(config.arm)
-    policies: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for seed in seeds:
-        base, pretrained = pretrain(run, setup, data.supervised, config, seed)
-        start, spent = fine_tune(run, setup, base, data.supervised, config.arm, config, seed)
-        policies.append({config.arm: start})
-        results.append({"arms": {config.arm: {"training": spent}}, "pretraining": pretrained})
+    starts, results = fine_tune_seeds(run, setup, data.supervised, config, seeds)
+    policies = [{config.arm: start} for start in starts]
     for name, variant in variants(config).items():
-        starts = [policy[config.arm] for policy in policies]
         settings = variant[config.ablation.section]
         trained, spent = reinforce(run, setup, starts, data.problems, settings, name, seeds)
         for policy, result, params in zip(policies, results, trained, strict=True):
             policy[name] = params
             result["arms"][name] = {"training": dict(spent)}
     for seed, policy, result in zip(seeds, policies, results, strict=True):
-        result["seed"] = seed
         for name, params in policy.items():
             summary = evaluate(run, setup, params, name, tags, config, seed)
             result["arms"][name] |= summary.figures

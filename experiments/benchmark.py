@@ -4,7 +4,8 @@
     python -m experiments.benchmark --only=rl,program --size=tiny --repeats=2
 
 rl: a step of GRPO, on the work that peers are timed on.
-program: many steps of GRPO on group words as one program, for one seed and for 8 at once.
+program: many steps of GRPO on group words as one program, for one seed and for 8 at once; the 8 are
+    cut over the devices, so that with --jax_num_cpu_devices=2 each core of two has four of them.
 
 `first_s` is the first call, with compilation; what is compared runs in turn, and `median_s` is the
 median of the later `laps`. `load1` says whether the machine was idle, as it should be.
@@ -28,10 +29,16 @@ from absl import app, flags, logging
 
 from experiments import launch
 from experiments.configs import group_words
-from experiments.rl import one_program, rl_config, rl_problems, schedule
-from experiments.sft import Setup, optimizer_config, set_up
+from experiments.rl import (
+    devices_for,
+    one_program,
+    rl_config,
+    rl_optimizer,
+    rl_problems,
+    start_seeds,
+)
+from experiments.sft import Setup, set_up
 from reasoning.learning.algorithms import make_algorithm
-from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
 from reasoning.learning.rl_updates import make_rl_step
 from reasoning.learning.rollouts import Metrics, PromptBatch, RolloutConfig
@@ -41,6 +48,7 @@ from reasoning.rewards.device import device_reward
 from reasoning.rewards.verdicts import Completions, Verdicts, reason_id
 
 NUM_SEEDS = 8
+SIZES = ["peer", "tiny"]
 # Operations of a compiled program that make the device wait for the host.
 _HOST_CALLBACKS = re.compile(
     r'custom_call_target="[^"]*callback[^"]*"|\b(?:infeed|outfeed|send|recv)(?:-start)?\('
@@ -107,23 +115,21 @@ def grpo_config(model: ModelConfig, prompts: int, samples: int, new_tokens: int)
     )
 
 
-# "peer" is the decoder of shared/bench/tunix_bench.py; a strategy tag is one more id to draw.
-STEPS = {
-    "peer": grpo_config(
-        ModelConfig(
-            vocab_size=512, num_strategies=1, d_model=256, num_layers=4, num_heads=4,
-            num_kv_heads=4, head_dim=64, d_ff=1024, max_length=96, position_encoding="rope",
-        ),
-        prompts=8, samples=8, new_tokens=64,
-    ),
-    "tiny": grpo_config(
-        ModelConfig(
-            vocab_size=32, num_strategies=1, d_model=8, num_layers=1, num_heads=1, num_kv_heads=1,
-            head_dim=8, d_ff=8, max_length=12, position_encoding="rope",
-        ),
-        prompts=2, samples=2, new_tokens=8,
-    ),
-}
+def step_config(size: str) -> RLConfig:
+    """What `rl` times: "peer" is the decoder of shared/bench/tunix_bench.py."""
+    # A strategy tag is one more id to draw.
+    shape = {"num_strategies": 1, "position_encoding": "rope"}
+    if size == "tiny":
+        model = ModelConfig(
+            vocab_size=32, d_model=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8,
+            d_ff=8, max_length=12, **shape,
+        )
+        return grpo_config(model, prompts=2, samples=2, new_tokens=8)
+    model = ModelConfig(
+        vocab_size=512, d_model=256, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=64,
+        d_ff=1024, max_length=96, **shape,
+    )
+    return grpo_config(model, prompts=8, samples=8, new_tokens=64)
 
 
 def letter_share(prompts: jax.Array, completions: Completions, metadata: Any) -> Verdicts:
@@ -134,7 +140,7 @@ def letter_share(prompts: jax.Array, completions: Completions, metadata: Any) ->
 
 def measure_rl(size: str, repeats: int) -> Iterator[Row]:
     """A step of GRPO: sampling, reward, KL to a reference, one update by AdamW."""
-    config = STEPS[size]
+    config = step_config(size)
     num_prompts, new_tokens = config.num_prompts, config.rollout.max_new_tokens
     index = np.arange(num_prompts, dtype=np.int32)
     letters = np.arange(config.model.max_length - new_tokens, dtype=np.int32)
@@ -160,6 +166,7 @@ def program_setup(size: str) -> tuple[Setup, ml_collections.ConfigDict]:
     config.evaluation.problems = config.evaluation.validation_problems = 8
     settings = config.grpo
     settings.steps, settings.prompts, settings.samples, settings.problems = 50, 4, 4, 200
+    settings.microbatches = 1
     # An untrained policy is never right; to repeat no token is what it can learn.
     settings.shaping.repetition_weight, settings.shaping.repetition_ngram = 1.0, 1
     if size == "tiny":
@@ -169,23 +176,20 @@ def program_setup(size: str) -> tuple[Setup, ml_collections.ConfigDict]:
 
 
 def seeds_program(
-    setup: Setup, settings: ml_collections.ConfigDict, num_seeds: int, parallel: bool
+    setup: Setup, settings: ml_collections.ConfigDict, num_seeds: int, vmapped: bool
 ) -> Program:
     """All steps of seeds 0, 1, ... as `experiments.rl` runs them, from untrained policies."""
-    config = rl_config(setup, settings, early_exit=not parallel)
-    optimizer = make_optimizer(optimizer_config(settings))
+    config = rl_config(setup, settings, early_exit=not vmapped)
     problems = rl_problems(setup, settings, seed=0)
-    states, plans, keys = [], [], []
-    for seed in range(num_seeds):
-        params = init_params(setup.model, launch.run_key(seed, "init"))
-        states.append(init_policy_state(params, config, optimizer))
-        plans.append(schedule(settings.problems, settings.steps, settings.prompts, seed))
-        keys.append(jax.random.split(launch.run_key(seed, "rollouts"), settings.steps))
+    seeds = range(num_seeds)
+    policies = [init_params(setup.model, launch.run_key(seed, "init")) for seed in seeds]
+    state, plan, keys = start_seeds(setup, policies, problems, settings, config, seeds)
+    reward = device_reward(setup.task, setup.tokenizer)
     return Program(
-        one_program(config, optimizer, device_reward(setup.task, setup.tokenizer), parallel),
-        jax.tree.map(lambda *x: jnp.stack(x), *states),
-        jax.tree.map(lambda x: x[np.stack(plans)], problems.prompts),
-        jnp.stack(keys),
+        one_program(config, rl_optimizer(settings), reward, vmapped, devices_for(num_seeds)),
+        state,
+        jax.tree.map(lambda x: x[plan], problems.prompts),
+        keys,
     )
 
 
@@ -193,9 +197,8 @@ def step_by_step(
     setup: Setup, settings: ml_collections.ConfigDict, program: Program
 ) -> tuple[PolicyState, Metrics]:
     """What a program of one seed computes, by one call for each step."""
-    optimizer = make_optimizer(optimizer_config(settings))
     reward = device_reward(setup.task, setup.tokenizer)
-    step = jax.jit(make_rl_step(rl_config(setup, settings), optimizer, reward))
+    step = jax.jit(make_rl_step(rl_config(setup, settings), rl_optimizer(settings), reward))
     state, prompts, keys = jax.tree.map(lambda x: x[0], (program.state, *program.inputs))
     made = []
     for i in range(settings.steps):
@@ -219,24 +222,25 @@ def measure_program(size: str, repeats: int) -> Iterator[Row]:
     """
     setup, settings = program_setup(size)
     programs = {
-        (seeds, parallel): seeds_program(setup, settings, seeds, parallel)
-        for seeds, parallel in ((1, False), (NUM_SEEDS, True), (NUM_SEEDS, False))
+        (seeds, vmapped): seeds_program(setup, settings, seeds, vmapped)
+        for seeds, vmapped in ((1, False), (NUM_SEEDS, True), (NUM_SEEDS, False))
     }
     laps = dict(zip(programs, run_in_turn(list(programs.values()), repeats)))
     alone = programs[1, False]
     one = statistics.median(laps[1, False][1:])
     in_steps = step_by_step(setup, settings, alone)
-    for (seeds, parallel), program in programs.items():
+    for (seeds, vmapped), program in programs.items():
         _, metrics = program.result
         if not (metrics["reward_std"] > 0).any(axis=1).all():
             raise RuntimeError("program: a seed's rewards were all alike; it could not learn.")
         finding = {"bitwise_equal": bitwise_equal(alone.result, in_steps)}
         if seeds > 1:
-            times = statistics.median(laps[seeds, parallel][1:]) / one
-            finding = {"vmapped": parallel, "times_one_seed": round(times, 2)}
+            times = statistics.median(laps[seeds, vmapped][1:]) / one
+            finding = {"vmapped": vmapped, "times_one_seed": round(times, 2)}
         yield report(
-            "program", size, float(metrics["num_tokens"].sum()), laps[seeds, parallel],
-            seeds=seeds, steps=settings.steps, host_callbacks=program.host_callbacks(), **finding,
+            "program", size, float(metrics["num_tokens"].sum()), laps[seeds, vmapped],
+            seeds=seeds, devices=devices_for(seeds), steps=settings.steps,
+            host_callbacks=program.host_callbacks(), **finding,
         )
 
 
@@ -246,7 +250,7 @@ MEASUREMENTS: dict[str, Callable[[str, int], Iterator[Row]]] = {
 }
 
 _ONLY = flags.DEFINE_list("only", list(MEASUREMENTS), f"Some of {', '.join(MEASUREMENTS)}.")
-_SIZE = flags.DEFINE_enum("size", "peer", list(STEPS), "What peers are timed on, or a test.")
+_SIZE = flags.DEFINE_enum("size", "peer", SIZES, "What peers are timed on, or a test.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Laps after the first call.", lower_bound=1)
 
 
@@ -264,4 +268,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    jax.config.config_with_absl()
     app.run(main)

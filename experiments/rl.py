@@ -29,9 +29,8 @@ from experiments.sft import (
     Data,
     Setup,
     evaluate,
-    fine_tune,
+    fine_tune_seeds,
     optimizer_config,
-    pretrain,
     set_up,
     training_data,
 )
@@ -44,7 +43,7 @@ from reasoning.learning import rollouts as ro
 from reasoning.learning.algorithms import make_algorithm
 from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
-from reasoning.learning.rl_updates import make_rl_step, scan_steps, update
+from reasoning.learning.rl_updates import all_seeds, make_rl_step, scan_steps, update
 from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import device_reward, problem_arrays
 from reasoning.rewards.host import HostReward, task_reward
@@ -174,9 +173,14 @@ def filter_by_difficulty(
     return kept
 
 
-def seeds_in_parallel(num_seeds: int) -> bool:
-    """Whether the seeds of one program run side by side: a CPU is filled by one of them."""
+def seeds_side_by_side(num_seeds: int) -> bool:
+    """Whether a device's seeds run side by side: a CPU is filled by one of them."""
     return num_seeds > 1 and jax.default_backend() != "cpu"
+
+
+def devices_for(num_seeds: int) -> int:
+    """How many devices share the seeds equally."""
+    return max(n for n in range(1, jax.device_count() + 1) if num_seeds % n == 0)
 
 
 @functools.cache
@@ -184,23 +188,16 @@ def one_program(
     config: RLConfig,
     optimizer: optax.GradientTransformation,
     reward: RewardFn,
-    parallel: bool,
+    side_by_side: bool,
+    num_devices: int,
 ) -> Advance:
-    """Several steps of all seeds as one compiled program: vmapped if `parallel`, else in a loop.
+    """Several steps of all seeds as one compiled program (`all_seeds`).
 
     State, prompts `[seeds, n, P]` and keys `[seeds, n]` have a leading axis of seeds. The same
     object for the same arguments, so that runs of one seed after another compile once.
     """
     steps = scan_steps(make_rl_step(config, optimizer, reward))
-
-    def all_seeds(
-        state: PolicyState, prompts: ro.PromptBatch, keys: jax.Array
-    ) -> tuple[PolicyState, Metrics]:
-        if parallel:
-            return jax.vmap(steps)(state, prompts, keys)
-        return jax.lax.map(lambda x: steps(*x), (state, prompts, keys))
-
-    return jax.jit(all_seeds, donate_argnums=0)
+    return jax.jit(all_seeds(steps, side_by_side, num_devices), donate_argnums=0)
 
 
 def in_turn(
@@ -292,13 +289,14 @@ def compiled_steps(
     data: Problems,
     settings: ml_collections.ConfigDict,
     config: RLConfig,
-    parallel: bool,
+    num_seeds: int,
 ) -> Iterator[Advance]:
     """The steps that the settings ask for; worker processes of a host reward end with the block."""
     optimizer = rl_optimizer(settings)
     on_device = device_reward(setup.task, setup.tokenizer)
     if compiled_reward(setup, settings):
-        yield one_program(config, optimizer, on_device, parallel)
+        side_by_side, num_devices = seeds_side_by_side(num_seeds), devices_for(num_seeds)
+        yield one_program(config, optimizer, on_device, side_by_side, num_devices)
     elif on_device is not None:
         yield in_turn(config, optimizer, on_device, None)
     else:
@@ -312,17 +310,25 @@ def rl_optimizer(settings: ml_collections.ConfigDict) -> optax.GradientTransform
     return make_optimizer(optimizer_config(settings, settings.epochs * settings.minibatches))
 
 
-def plan_rollouts(
+def start_seeds(
     setup: Setup,
-    params: Any,
+    policies: Sequence[Any],
     data: Problems,
     settings: ml_collections.ConfigDict,
-    seed: int,
-) -> tuple[np.ndarray, jax.Array]:
-    """Which problems each step of a seed draws `[steps, P]`, and its keys `[steps]`."""
-    kept = filter_by_difficulty(setup, params, data, settings, seed)
-    order = schedule(len(kept), settings.steps, settings.prompts * settings.rounds, seed)
-    return kept[order], jax.random.split(launch.run_key(seed, "rollouts"), settings.steps)
+    config: RLConfig,
+    seeds: Sequence[int],
+) -> tuple[PolicyState, np.ndarray, jax.Array]:
+    """What the seeds start from, stacked: their states, the problems that each step draws
+    `[seeds, steps, P]`, and its keys `[seeds, steps]`.
+    """
+    optimizer, per_step = rl_optimizer(settings), settings.prompts * settings.rounds
+    states, plans, keys = [], [], []
+    for params, seed in zip(policies, seeds, strict=True):
+        kept = filter_by_difficulty(setup, params, data, settings, seed)
+        states.append(init_policy_state(params, config, optimizer))
+        plans.append(kept[schedule(len(kept), settings.steps, per_step, seed)])
+        keys.append(jax.random.split(launch.run_key(seed, "rollouts"), settings.steps))
+    return jax.tree.map(lambda *x: jnp.stack(x), *states), np.stack(plans), jnp.stack(keys)
 
 
 def reinforce(
@@ -357,29 +363,20 @@ def improve_policies(
 ) -> tuple[list[Any], dict[str, float]]:
     """The phase of `reinforce`, from its start or from where it was stopped."""
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
-    parallel = seeds_in_parallel(len(seeds))
-    config = rl_config(setup, settings, early_exit=not parallel)
-    optimizer = rl_optimizer(settings)
-    states = [init_policy_state(params, config, optimizer) for params in policies]
-    state = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    plans = [
-        plan_rollouts(setup, params, data, settings, seed)
-        for params, seed in zip(policies, seeds, strict=True)
-    ]
-    plan, keys = (np.stack([p for p, _ in plans]), jnp.stack([k for _, k in plans]))
+    config = rl_config(setup, settings, early_exit=not seeds_side_by_side(len(seeds)))
+    state, plan, keys = start_seeds(setup, policies, data, settings, config, seeds)
     state, done, spent = run.resume(
         state, {"steps": settings.steps, "tokens": 0.0, "seconds": 0.0}
     )
 
     def check_in(step: int) -> None:
         for i, seed in enumerate(seeds):
-            params = jax.tree.map(lambda x: x[i], state.params)  # noqa: B023
-            figures = validate(run, setup, params, name, step, settings, seed)
+            figures = validate(run, setup, one_seed(state.params, i), name, step, settings, seed)
             run.log_metrics(name, step, {"seed": seed, **figures})
 
     progress = Progress(name, settings.steps, done=done)
-    before = time.monotonic() - spent["seconds"]
-    with compiled_steps(setup, data, settings, config, parallel) as advance:
+    before = time.monotonic() - spent["seconds"] * len(seeds)
+    with compiled_steps(setup, data, settings, config, len(seeds)) as advance:
         for start in range(done, settings.steps, settings.validate_every):
             check_in(start)
             stop = min(start + settings.validate_every, settings.steps)
@@ -387,7 +384,7 @@ def improve_policies(
             state, metrics = advance(state, prompts, keys[:, start:stop])
             tokens = record(run, progress, name, start, seeds, jax.device_get(metrics))
             spent["tokens"] += tokens / len(seeds)
-            spent["seconds"] = time.monotonic() - before
+            spent["seconds"] = (time.monotonic() - before) / len(seeds)
             skipped = int(metrics["skipped_in_a_row"].max())
             if skipped >= settings.max_skipped:
                 stop_lost(run, state, name, stop, skipped)
@@ -395,7 +392,12 @@ def improve_policies(
                 run.save(stop, state, spent)
     check_in(settings.steps)
     progress.close()
-    return [jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(len(seeds))], spent
+    return [one_seed(state.params, i) for i in range(len(seeds))], spent
+
+
+def one_seed(params: Any, i: int) -> Any:
+    """The i-th seed's, on the device where a single policy is evaluated."""
+    return jax.device_put(jax.tree.map(lambda x: x[i], params), jax.devices()[0])
 
 
 def record(
@@ -482,12 +484,7 @@ def run_seeds(
     """Train every seed as `experiments.sft`, then reinforce all; returns each seed's results."""
     arm, name = config.arm, f"{config.arm}_{config.rl.algorithm}"
     tags, seeds = setup.trained_tags(arm), range(config.seed, config.seed + config.seeds)
-    before, results = [], []
-    for seed in seeds:
-        base, pretrained = pretrain(run, setup, data.supervised, config, seed)
-        params, spent = fine_tune(run, setup, base, data.supervised, arm, config, seed)
-        before.append(params)
-        results.append({"arms": {arm: {"training": spent}}, "pretraining": pretrained})
+    before, results = fine_tune_seeds(run, setup, data.supervised, config, seeds)
     after, spent = reinforce(run, setup, before, data.problems, config.rl, name, seeds)
     for seed, result, *policies in zip(seeds, results, before, after, strict=True):
         result["arms"][name] = {"training": spent}
@@ -495,7 +492,6 @@ def run_seeds(
             result["arms"][label] |= evaluate(
                 run, setup, params, label, tags, config, seed
             ).figures
-        result["seed"] = seed
     return results
 
 

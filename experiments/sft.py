@@ -279,6 +279,24 @@ def fine_tune(
     return run.phase(f"seed{seed}/{arm}", work, like=start)
 
 
+def fine_tune_seeds(
+    run: Run,
+    setup: Setup,
+    data: Data,
+    config: ml_collections.ConfigDict,
+    seeds: Sequence[int],
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Each seed's policy, fine-tuned under `config.arm`, and its results before any evaluation."""
+    policies, results = [], []
+    for seed in seeds:
+        base, pretrained = pretrain(run, setup, data, config, seed)
+        params, spent = fine_tune(run, setup, base, data, config.arm, config, seed)
+        policies.append(params)
+        arms = {config.arm: {"training": spent}}
+        results.append({"arms": arms, "pretraining": pretrained, "seed": seed})
+    return policies, results
+
+
 def evaluate(
     run: Run,
     setup: Setup,

@@ -1,4 +1,5 @@
-"""Shared by all tests: strict shapes in jax, a tiny model, and one compiled forward pass of it."""
+"""Shared by all tests: strict shapes in jax, eight simulated devices, a tiny model and one compiled
+forward pass of it."""
 
 import functools
 import os
@@ -13,6 +14,8 @@ from reasoning.models.transformer import Transformer, init_params
 
 # Shapes that broadcast by accident are an error. (Strict dtype promotion is one in optax itself.)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Where several devices are used at all; the rest stays on the first.
+jax.config.update("jax_num_cpu_devices", 8)
 
 # Tests compile much and compute little: machine code that is made fast, by fewer passes and whole
 # kernels, takes a fraction of the time. XLA reads the flags once, here; programs that tests start

@@ -67,7 +67,7 @@ def training_settings() -> ml_collections.ConfigDict:
     training.warmup_steps = 20
     training.weight_decay = 0.01
     training.clip_norm = 1.0
-    training.trained = "all"  # or strategies: the strategy-embedding table alone
+    training.trained = "all"  # or strategies: the strategies' embeddings alone
     return training
 
 
@@ -111,7 +111,7 @@ def rl_settings() -> ml_collections.ConfigDict:
     rl.warmup_steps = 5
     rl.weight_decay = 0.0
     rl.clip_norm = 1.0
-    rl.trained = "all"  # or strategies: the strategy-embedding table alone
+    rl.trained = "all"  # or strategies: the strategies' embeddings alone
     rl.validate_every = 10
     rl.validation_samples = 8
     rl.printed = 3  # completions shown at every validation; all are in completions.jsonl

@@ -89,7 +89,7 @@ class Algorithm:
                 "kl_in_reward=True: advantage='pass_at_k' needs rewards of 0 and 1; choose "
                 "kl_in_reward=False."
             )
-        if self.penalty == "after" and not (self.grouped and self.positions != "fork_exact"):
+        if self.penalty == "after" and not self.needs_contrast:
             raise ValueError("penalty='after': needs advantages by group; choose 'before'.")
 
     def _check_values(self) -> None:
@@ -150,6 +150,11 @@ class Algorithm:
     def grouped(self) -> bool:
         """Whether a sample's reward is compared with those of its group."""
         return not self.critic and self.advantage != "reinforce_pp"
+
+    @property
+    def needs_contrast(self) -> bool:
+        """Whether a group whose rewards are all alike has no gradient."""
+        return self.grouped and self.positions != "fork_exact"
 
     @property
     def on_fork(self) -> bool:

@@ -16,7 +16,7 @@ from reasoning.learning import advantages, losses
 from reasoning.learning.algorithms import Algorithm
 from reasoning.learning.rl_state import PolicyState, RLConfig
 from reasoning.learning.rollouts import Metrics, PromptBatch, Rollouts
-from reasoning.learning.scoring import critic_values, score_in_parts, tag_log_probs
+from reasoning.learning.scoring import critic_values, score, split_parts, tag_log_probs
 from reasoning.sampling.filters import Filters
 
 
@@ -182,6 +182,15 @@ def _read(prompts: PromptBatch, rollouts: Rollouts, algorithm: Algorithm) -> Exp
     )
 
 
+def _score(
+    params: Any, read: Experience, config: RLConfig, filters: Filters | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`score` of one microbatch after another, which bounds its memory."""
+    parts = split_parts((read.prompts, read.tokens, read.given), config.num_microbatches)
+    scores = jax.lax.map(lambda part: score(params, *part, config, filters), parts)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scores)
+
+
 def _policy_scores(
     params: Any, read: Experience, config: RLConfig
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -191,13 +200,13 @@ def _policy_scores(
     if config.algorithm.positions == "fork_exact":
         entropy = losses.token_entropy(tag_log_probs(params, read.prompts, config))
         return read.old_log_probs, jnp.broadcast_to(entropy[:, None, None], read.mask.shape)
-    return score_in_parts(params, read.prompts, read.tokens, read.given, config)
+    return _score(params, read, config)
 
 
 def _reference_log_probs(reference: Any, read: Experience, config: RLConfig) -> jax.Array:
     # Without truncation: what the reference would cut off is unlikely there, not impossible.
     whole = Filters(temperature=config.rollout.temperature)
-    return score_in_parts(reference, read.prompts, read.tokens, read.given, config, whole)[0]
+    return _score(reference, read, config, whole)[0]
 
 
 def make_experience(

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import optax
 
+from reasoning.models import strategies
+
 # Weight matrices by name: the axes that are summed over, and those that come out. Layers that are
 # scanned add an axis in front.
 _MATRICES = {
@@ -33,7 +35,7 @@ class OptimizerConfig:
       b1, b2: decay of Adam's first and second moments.
       weight_decay: decoupled, on the layers' matrices only.
       clip_norm: largest global norm of the gradient of what is trained.
-      trained: "all" parameters, or "strategies": the strategy-embedding table alone.
+      trained: "all" parameters, or "strategies": their embeddings, and head if it is not tied.
 
     Raises:
       ValueError: an unknown name, or a value that no schedule can have.
@@ -86,9 +88,10 @@ def _matrix_mask(params: Any) -> Any:
 
 
 def _strategies_trained(params: Any) -> Any:
-    """"trained" for the strategy-embedding table, "frozen" for the rest."""
+    """"trained" for the rows of the strategies, "frozen" for the rest."""
+    rows = (strategies.TABLE, strategies.HEAD)
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "trained" if path[-1].key == "strategy_embedding" else "frozen", params
+        lambda path, _: "trained" if path[-1].key in rows else "frozen", params
     )
 
 

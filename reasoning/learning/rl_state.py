@@ -53,9 +53,7 @@ class RLConfig:
                 f"num_prompts={self.num_prompts}: must be a multiple of num_minibatches * "
                 f"num_microbatches = {parts}."
             )
-        if self.max_rounds > 1 and (
-            not self.algorithm.grouped or self.algorithm.positions == "fork_exact"
-        ):
+        if self.max_rounds > 1 and not self.algorithm.needs_contrast:
             raise ValueError(
                 f"max_rounds={self.max_rounds}: dynamic sampling replaces groups whose rewards are "
                 "all alike, and this algorithm learns from them too; choose 1."

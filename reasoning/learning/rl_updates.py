@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, PartitionSpec
 
 from reasoning.learning import losses
 from reasoning.learning.algorithms import Algorithm
@@ -36,7 +37,7 @@ from reasoning.learning.rollouts import (
     roll_out,
     rollout_metrics,
 )
-from reasoning.learning.scoring import critic_values, score, tag_log_probs
+from reasoning.learning.scoring import critic_values, score, split_parts, tag_log_probs
 from reasoning.rewards.verdicts import RewardFn
 
 # An objective's loss of a part of a minibatch, with metrics to be added up over the parts (each
@@ -111,7 +112,7 @@ def _gradient(
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, part)
         return jax.tree.map(jnp.add, total, (grads, loss)), metrics
 
-    parts = jax.tree.map(lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), batch)
+    parts = split_parts(batch, num_microbatches)
     start = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
     (grads, loss), (sums, maxima) = jax.lax.scan(add, start, parts)
     tokens = jnp.maximum(batch.mask.sum(), 1.0)
@@ -326,3 +327,33 @@ def scan_steps(
         return jax.lax.scan(lambda state, x: rl_step(state, *x), state, (prompts, keys))
 
     return steps
+
+
+def all_seeds(
+    steps: Callable[[PolicyState, PromptBatch, jax.Array], tuple[PolicyState, Metrics]],
+    side_by_side: bool,
+    num_devices: int = 1,
+) -> Callable[[PolicyState, PromptBatch, jax.Array], tuple[PolicyState, Metrics]]:
+    """Several seeds as one program: every argument and result gains a leading axis `[seeds]`.
+
+    Args:
+      side_by_side: a device's seeds are vmapped; else it takes them one after another.
+      num_devices: the seeds are cut over the first so many devices; it divides their number.
+    """
+
+    def one_device(
+        state: PolicyState, prompts: PromptBatch, keys: jax.Array
+    ) -> tuple[PolicyState, Metrics]:
+        if side_by_side:
+            return jax.vmap(steps)(state, prompts, keys)
+        return jax.lax.map(lambda x: steps(*x), (state, prompts, keys))
+
+    if num_devices == 1:
+        return one_device
+    devices = jax.devices()[:num_devices]
+    mesh = jax.make_mesh((num_devices,), ("seeds",), (AxisType.Auto,), devices=devices)
+    # No device reads another one's seeds; the check would want every constant marked as varying.
+    return jax.shard_map(
+        one_device, mesh=mesh, in_specs=PartitionSpec("seeds"), out_specs=PartitionSpec("seeds"),
+        check_vma=False,
+    )

@@ -17,6 +17,11 @@ from reasoning.models.transformer import Transformer
 from reasoning.sampling.filters import Filters, filter_logits
 
 
+def split_parts(tree: Any, num_parts: int) -> Any:
+    """Arrays `[P, ...]` of P prompts as `[num_parts, P / num_parts, ...]`: the microbatches."""
+    return jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), tree)
+
+
 def run_policy(
     params: Any, prompts: PromptBatch, tokens: jax.Array, config: RLConfig, head: bool = True
 ) -> jax.Array:
@@ -64,25 +69,6 @@ def score(
         dist = jnp.concatenate([first, dist[:, :, 1:]], axis=2)
     log_probs = jnp.take_along_axis(dist, tokens[..., None], axis=-1)[..., 0]
     return log_probs, losses.token_entropy(dist)
-
-
-def score_in_parts(
-    params: Any,
-    prompts: PromptBatch,
-    tokens: jax.Array,
-    given: jax.Array,
-    config: RLConfig,
-    filters: Filters | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """`score` in `config.num_microbatches` parts, one after another, which bounds its memory.
-
-    The number of prompts is a multiple of `config.num_microbatches`.
-    """
-    parts = jax.tree.map(
-        lambda x: x.reshape(config.num_microbatches, -1, *x.shape[1:]), (prompts, tokens, given)
-    )
-    scores = jax.lax.map(lambda part: score(params, *part, config, filters), parts)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scores)
 
 
 def tag_log_probs(params: Any, prompts: PromptBatch, config: RLConfig) -> jax.Array:

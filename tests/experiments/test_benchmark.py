@@ -32,7 +32,7 @@ def test_a_step_is_timed_on_all_its_tokens():
 
 
 def test_the_peer_size_is_the_work_that_peers_are_timed_on():
-    config = benchmark.STEPS["peer"]
+    config = benchmark.step_config("peer")
     drawn = config.num_prompts * config.rollout.num_samples * config.rollout.max_new_tokens
     assert drawn == 64 * 64 and config.model.max_length - config.rollout.max_new_tokens == 32
     assert config.on_policy and config.algorithm.kl_coef == 0.04

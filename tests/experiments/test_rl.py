@@ -78,6 +78,11 @@ def test_seeds_in_one_program_are_the_seeds_alone_and_in_turn(setup, policy, tog
     assert len(rates) == 3 and all(row["tokens_per_second/update"] > 0 for row in rates)
 
 
+@pytest.mark.parametrize(("seeds", "devices"), [(1, 1), (2, 2), (6, 6), (9, 3), (11, 1)])
+def test_as_many_of_the_eight_devices_as_share_the_seeds_equally(seeds, devices):
+    assert rl.devices_for(seeds) == devices
+
+
 def test_every_step_and_validation_is_logged(together):
     _, spent, run = together
     for seed in (0, 1):
@@ -156,12 +161,16 @@ def test_a_run_without_finite_updates_ends_with_its_last_good_policy(
         ("rl.steps", 0, "rl.steps=0"),
         ("rl.learning_rate", -1.0, "learning_rate=-1.0"),
         ("rl.problems", 3, "rl.problems=3: a step draws 4 different ones"),
+        ("rl.trained", "tags", "trained='tags': must be all or strategies"),
+        ("rl.rounds", 2, "max_rounds=2: dynamic sampling"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(
     tmp_path, capsys, setting, value, words
 ):
     config = smoke.get_config()
+    if setting == "rl.rounds":
+        config.rl.algorithm = "gfpo_exact"  # learns from every group
     config.update_from_flattened_dict({setting: value})
     with pytest.raises(SystemExit) as stopped:
         rl.main(config, str(tmp_path / "run"))

@@ -99,3 +99,30 @@ def test_muon_orthogonalises_each_matrix_also_of_stacked_layers():
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match=r"^optimizer='sgd': must be adamw or muon\.$"):
         OptimizerConfig(name="sgd")
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_strategy_table_can_be_all_that_trains(name):
+    optimizer = make_optimizer(
+        OptimizerConfig(name=name, learning_rate=0.01, num_steps=10, trained="strategies")
+    )
+    tables = {"strategy_embedding": jnp.ones((4, 2)), "strategy_head": jnp.ones((4, 2))}
+    params = {"layer_0": {"up": jnp.ones((2, 3))}, **tables}
+    gradient = {"layer_0": {"up": jnp.full((2, 3), 1e6)}, **tables}
+    updates = steps_of(optimizer, params, gradient, 3)
+    assert (updates["layer_0"]["up"] == 0).all()
+    assert all((updates[name][1:] < 0).all() for name in tables)
+
+
+def test_a_gradient_is_clipped_by_what_trains():
+    optimizer = make_optimizer(OptimizerConfig(trained="strategies", clip_norm=0.5))
+    params = {"layer_0": {"up": jnp.ones((2, 3))}, "strategy_embedding": jnp.ones((4, 2))}
+    gradient = {"layer_0": {"up": jnp.full((2, 3), 1e6)}, "strategy_embedding": jnp.ones((4, 2))}
+    state = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)[1]
+    first_moment = optax.tree.norm(optax.tree.get(state, "mu")["strategy_embedding"])
+    assert first_moment == pytest.approx(0.1 * 0.5, rel=1e-4)
+
+
+def test_what_trains_has_two_names():
+    with pytest.raises(ValueError, match="trained='table': must be all or strategies"):
+        OptimizerConfig(trained="table")

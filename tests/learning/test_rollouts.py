@@ -14,6 +14,7 @@ from reasoning.learning.rollouts import (
     RolloutConfig,
     Rollouts,
     assemble,
+    drawn_metrics,
     informative,
     refill,
     roll_out,
@@ -274,6 +275,13 @@ def test_patterns_are_penalised_and_explain_failures_alone(tiny, rl_config):
     np.testing.assert_array_equal(rows.worth("none"), rows.rewards)
 
 
+def test_rewards_that_are_no_number_are_counted(rollouts):
+    rewards = np.array(rollouts.rewards)
+    rewards[0, 0], rewards[1, 1] = np.nan, np.inf
+    lost = jax.tree.map(jnp.asarray, rollouts.replace(rewards=rewards))
+    assert drawn_metrics(lost, "none")["sampling/reward_nan"] == 2
+
+
 @pytest.mark.parametrize("skips", [False, True])
 def test_metrics_of_a_batch(rollouts, skips):
     rng = np.random.default_rng(0)
@@ -282,7 +290,7 @@ def test_metrics_of_a_batch(rollouts, skips):
     rollouts = rollouts.replace(
         tags=tags.astype(np.int32),
         patterns={name: rng.random(tags.shape) < 0.3 for name in ("truncated", "garbled")},
-        reasons=np.where(valid, rollouts.reasons, reason_id("skipped")),
+        reasons=np.where(valid, rng.integers(0, 3, tags.shape), reason_id("skipped")),
         # What was skipped has some reward, which must not matter.
         rewards=np.where(valid, rollouts.rewards, 99.0).astype(np.float32),
         parts={"task": np.where(valid, rollouts.rewards, 99.0).astype(np.float32)},
@@ -311,6 +319,8 @@ def test_metrics_of_a_batch(rollouts, skips):
         "penalised": (patterns["truncated"] | patterns["garbled"]).mean(),
         "num_tokens": lengths.sum(),
     }
+    for i, name in enumerate(REASONS):
+        expected[f"reasons/{name}"] = (rollouts.reasons == i).mean()
     counts = np.array([(rollouts.tags == tag).sum() for tag in range(TAGS)])
     share = counts / counts.sum()
     expected["tags/share"] = share
@@ -405,6 +415,7 @@ def test_refill_is_brute_force(share):
             "sampling/groups": len(everything),
             "sampling/informative_groups": sum(good(table[i]) for i in everything),
             "sampling/reward": pytest.approx(table[everything].mean(), rel=1e-6),
+            "sampling/reward_nan": 0,
         }
         assert rollout_metrics(rollouts, TAGS)["num_tokens"] == 4 * sum(2 - i % 2 for i in expected)
         # Every part of a prompt and of its rollouts moved along.
