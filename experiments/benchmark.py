@@ -29,14 +29,8 @@ from absl import app, flags, logging
 
 from experiments import launch
 from experiments.configs import group_words
-from experiments.rl import (
-    devices_for,
-    one_program,
-    rl_config,
-    rl_optimizer,
-    rl_problems,
-    start_seeds,
-)
+from experiments.rl import rl_config, rl_optimizer, rl_problems, start_seeds
+from experiments.rl_steps import devices_for, one_program
 from experiments.sft import Setup, set_up
 from reasoning.learning.algorithms import make_algorithm
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state

@@ -8,16 +8,13 @@ the algorithm (`reasoning.learning.algorithms`) and evaluates both. A reward tha
 compiles into one program with sampler and update; others are judged on the host.
 """
 
-import contextlib
 import dataclasses
-import functools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -25,6 +22,7 @@ import numpy as np
 import optax
 
 from experiments import launch
+from experiments.rl_steps import compiled_reward, compiled_steps, seeds_side_by_side
 from experiments.sft import (
     Data,
     Setup,
@@ -43,19 +41,15 @@ from reasoning.learning import rollouts as ro
 from reasoning.learning.algorithms import make_algorithm
 from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
-from reasoning.learning.rl_updates import all_seeds, make_rl_step, scan_steps, update
 from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import device_reward, problem_arrays
-from reasoning.rewards.host import HostReward, task_reward
 from reasoning.rewards.shaping import task_ids
-from reasoning.rewards.verdicts import Completions, RewardFn, check_verdicts, reward_name
+from reasoning.runtime.checkpoints import save_tree
 from reasoning.runtime.runs import Progress, Run
 from reasoning.sampling.filters import Filters
-from reasoning.sampling.sampler import OWN_TAG, Samples, pad_prompts
+from reasoning.sampling.sampler import OWN_TAG, pad_prompts
 
 PROGRAM = "experiments.rl"
-
-Advance = Callable[[PolicyState, ro.PromptBatch, jax.Array], tuple[PolicyState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,96 +167,6 @@ def filter_by_difficulty(
     return kept
 
 
-def seeds_side_by_side(num_seeds: int) -> bool:
-    """Whether a device's seeds run side by side: a CPU is filled by one of them."""
-    return num_seeds > 1 and jax.default_backend() != "cpu"
-
-
-def devices_for(num_seeds: int) -> int:
-    """How many devices share the seeds equally."""
-    return max(n for n in range(1, jax.device_count() + 1) if num_seeds % n == 0)
-
-
-@functools.cache
-def one_program(
-    config: RLConfig,
-    optimizer: optax.GradientTransformation,
-    reward: RewardFn,
-    side_by_side: bool,
-    num_devices: int,
-) -> Advance:
-    """Several steps of all seeds as one compiled program (`all_seeds`).
-
-    State, prompts `[seeds, n, P]` and keys `[seeds, n]` have a leading axis of seeds. The same
-    object for the same arguments, so that runs of one seed after another compile once.
-    """
-    steps = scan_steps(make_rl_step(config, optimizer, reward))
-    return jax.jit(all_seeds(steps, side_by_side, num_devices), donate_argnums=0)
-
-
-def in_turn(
-    config: RLConfig,
-    optimizer: optax.GradientTransformation,
-    reward: RewardFn,
-    problems: list[Any] | None,
-) -> Advance:
-    """The same steps by three programs in turn, each timed; the reward may run on the host.
-
-    State, prompts and keys have a leading axis of one seed, as in `one_program`.
-    """
-    name = reward_name(reward)
-    ids = {"eos_id": config.eos_id, "pad_id": config.pad_id}
-    sample = jax.jit(partial(ro.draw, config=config.model, rollout=config.rollout, **ids))
-    assemble = jax.jit(
-        partial(
-            ro.assemble, rollout=config.rollout, config=config.model,
-            allowed=config.allowed_ids(), name=name,
-        )
-    )
-    improve = jax.jit(partial(update, config=config, optimizer=optimizer), donate_argnums=0)
-    measure = jax.jit(ro.rollout_metrics, static_argnums=1)
-    draws = jax.jit(ro.drawn_metrics, static_argnums=1)
-
-    def judge(prompts: ro.PromptBatch, samples: Samples) -> ro.Rollouts:
-        repeat = partial(np.repeat, repeats=config.rollout.num_samples, axis=0)
-        metadata = jax.tree.map(repeat, prompts.metadata)
-        if problems is not None:
-            metadata = [problems[i] for i in metadata]
-        verdicts = reward(repeat(prompts.ids), Completions(samples.tokens, samples.mask), metadata)
-        check_verdicts(verdicts, None, name)
-        return assemble(samples, verdicts)
-
-    def step(
-        state: PolicyState, prompts: ro.PromptBatch, key: jax.Array
-    ) -> tuple[PolicyState, Metrics]:
-        sample_key, update_key = jax.random.split(key)
-        times = [time.monotonic()]
-        samples = jax.block_until_ready(sample(state.params, prompts, sample_key))
-        times.append(time.monotonic())
-        rollouts = jax.block_until_ready(judge(prompts, samples))
-        times.append(time.monotonic())
-        state, metrics = jax.block_until_ready(improve(state, prompts, rollouts, update_key))
-        times.append(time.monotonic())
-        metrics |= measure(rollouts, config.model.num_strategies)
-        metrics |= draws(rollouts, config.algorithm.penalty)
-        for part, seconds in zip(("sampling", "reward", "update"), np.diff(times), strict=True):
-            metrics[f"tokens_per_second/{part}"] = metrics["num_tokens"] / max(seconds, 1e-9)
-        return state, metrics
-
-    def steps(
-        state: PolicyState, prompts: ro.PromptBatch, keys: jax.Array
-    ) -> tuple[PolicyState, Metrics]:
-        state, made = jax.tree.map(lambda x: x[0], state), []
-        for i in range(keys.shape[1]):
-            batch = jax.tree.map(lambda x, i=i: x[0, i], prompts)
-            state, metrics = step(state, batch, keys[0, i])
-            made.append(metrics)
-        metrics = {name: np.stack([m[name] for m in made])[None] for name in made[0]}
-        return jax.tree.map(lambda x: x[None], state), metrics
-
-    return steps
-
-
 def validate(
     run: Run, setup: Setup, params: Any, name: str, step: int, settings: Any, seed: int
 ) -> dict[str, float]:
@@ -281,28 +185,6 @@ def validate(
         "validation/pass@1": float(judged.correct.mean()),
         f"validation/pass@{k}": float(pass_at_k(k, solved, k).mean()),
     }
-
-
-@contextlib.contextmanager
-def compiled_steps(
-    setup: Setup,
-    data: Problems,
-    settings: ml_collections.ConfigDict,
-    config: RLConfig,
-    num_seeds: int,
-) -> Iterator[Advance]:
-    """The steps that the settings ask for; worker processes of a host reward end with the block."""
-    optimizer = rl_optimizer(settings)
-    on_device = device_reward(setup.task, setup.tokenizer)
-    if compiled_reward(setup, settings):
-        side_by_side, num_devices = seeds_side_by_side(num_seeds), devices_for(num_seeds)
-        yield one_program(config, optimizer, on_device, side_by_side, num_devices)
-    elif on_device is not None:
-        yield in_turn(config, optimizer, on_device, None)
-    else:
-        judge = task_reward(setup.task)
-        with HostReward(judge, setup.tokenizer, num_workers=settings.workers) as reward:
-            yield in_turn(config, optimizer, reward, data.problems)
 
 
 def rl_optimizer(settings: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -374,12 +256,17 @@ def improve_policies(
             figures = validate(run, setup, one_seed(state.params, i), name, step, settings, seed)
             run.log_metrics(name, step, {"seed": seed, **figures})
 
+    # A program cannot be interrupted; steps in turn can be after each of them.
+    unit = settings.validate_every if compiled_reward(setup, settings) else 1
     progress = Progress(name, settings.steps, done=done)
     before = time.monotonic() - spent["seconds"] * len(seeds)
-    with compiled_steps(setup, data, settings, config, len(seeds)) as advance:
-        for start in range(done, settings.steps, settings.validate_every):
-            check_in(start)
-            stop = min(start + settings.validate_every, settings.steps)
+    with compiled_steps(
+        setup, data.problems, settings, config, rl_optimizer(settings), len(seeds)
+    ) as advance:
+        for start in range(done, settings.steps, unit):
+            if start % settings.validate_every == 0:
+                check_in(start)
+            stop = min(start + unit, settings.steps)
             prompts = jax.tree.map(lambda x: x[plan[:, start:stop]], data.prompts)  # noqa: B023
             state, metrics = advance(state, prompts, keys[:, start:stop])
             tokens = record(run, progress, name, start, seeds, jax.device_get(metrics))
@@ -424,18 +311,13 @@ def stop_lost(run: Run, state: PolicyState, name: str, step: int, skipped: int) 
     Raises:
       FloatingPointError: always.
     """
-    kept = run.path / f"last_good_{name}.msgpack"
-    kept.write_bytes(flax.serialization.to_bytes(jax.device_get(state)))
+    kept = run.path / "last_good" / name
+    save_tree(kept, state, {"step": step})
     raise FloatingPointError(
         f"{name}: {skipped} steps in a row had no finite loss or gradient, up to step {step}; the "
         f"last good state (all seeds) is in {kept}. See metrics.jsonl: reward_nan counts rewards "
         "that are no number; else lower the learning rate."
     )
-
-
-def compiled_reward(setup: Setup, settings: ml_collections.ConfigDict) -> bool:
-    """Whether the reward is compiled into one program with sampler and update."""
-    return settings.one_program and device_reward(setup.task, setup.tokenizer) is not None
 
 
 def check_seeds(setup: Setup, config: ml_collections.ConfigDict, section: str) -> None:

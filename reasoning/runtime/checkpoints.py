@@ -14,6 +14,7 @@ never passed over.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -187,6 +188,26 @@ class Checkpoints:
                 raise DamagedCheckpoint(f"{path}: is missing.")
             if _checksum(path) != expected:
                 raise DamagedCheckpoint(f"{path}: its content is not what was written.")
+
+
+def save_tree(directory: str | os.PathLike, tree: Any, about: Mapping[str, Any]) -> None:
+    """Write one tree of arrays, such as a policy's parameters; replaces what is there."""
+    shutil.rmtree(directory, ignore_errors=True)
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(0, tree, about)
+
+
+def load_tree(directory: str | os.PathLike, like: Any) -> Any:
+    """What `save_tree` wrote, with the structure and the shardings of `like`.
+
+    Raises:
+      DamagedCheckpoint: it is not what was written.
+      ValueError: there is none, or another tree, naming the first difference.
+    """
+    if not Path(directory).is_dir():
+        raise ValueError(f"{directory}: there is no checkpoint.")
+    with Checkpoints(directory) as checkpoints:
+        return checkpoints.restore(0, like)
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +35,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from reasoning.runtime.checkpoints import Checkpoints, DamagedCheckpoint
+from reasoning.runtime.checkpoints import Checkpoints, DamagedCheckpoint, load_tree, save_tree
 
 CONFIG, RESULTS, ATTEMPTS = "config.json", "results.json", "attempts.jsonl"
 LOGS = ("metrics.jsonl", "completions.jsonl")
@@ -265,14 +264,11 @@ class Run:
             outcome = _read(mark)["outcome"]
             if like is None:
                 return None, outcome
-            with Checkpoints(policy) as kept:
-                return kept.restore(0, like), outcome
+            return load_tree(policy, like), outcome
         self._phase = name
         params, outcome = work()
         if like is not None:
-            shutil.rmtree(policy, ignore_errors=True)  # of a phase that was killed at its very end
-            with Checkpoints(policy) as kept:
-                kept.save(0, params, {"phase": name})
+            save_tree(policy, params, {"phase": name})
         outcome = json.loads(json.dumps(outcome, default=_plain))
         mark.parent.mkdir(parents=True, exist_ok=True)
         self._write(f"finished/{name}.json", {"outcome": outcome, "logs": self._positions()})

@@ -3,28 +3,16 @@
 import json
 import types
 
-import flax.serialization
 import jax
 import numpy as np
 import pytest
 
-from experiments import rl, sft
+from experiments import rl, rl_steps, sft
 from experiments.configs import smoke
 from reasoning.models.transformer import init_params
 from reasoning.rewards.verdicts import Verdicts
-
-
-class Recorder:
-    """Stands in for a run directory."""
-
-    def __init__(self, path=None):
-        self.path, self.rows, self.completions = path, [], []
-
-    def log_metrics(self, phase, step, metrics):
-        self.rows.append({"phase": phase, "step": step, **metrics})
-
-    def log_completions(self, rows):
-        self.completions.extend(rows)
+from reasoning.runtime.checkpoints import load_tree
+from reasoning.runtime.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -37,56 +25,66 @@ def policy(setup):
     return init_params(setup.model, jax.random.key(0))
 
 
-def spelled_reward(*_):
+def spelled_reward(prompts, completions, metadata):
     """A reward that an untrained policy earns now and then: the second id is even."""
-
-    def reward(prompts, completions, metadata):
-        good = completions.tokens[:, 1] % 2 == 0
-        return Verdicts(good.astype("float32"), good.astype("int32"))
-
-    return reward
+    good = completions.tokens[:, 1] % 2 == 0
+    return Verdicts(good.astype("float32"), good.astype("int32"))
 
 
-def reinforce(setup, policies, seeds, path=None, **changes):
+def use_reward(monkeypatch, reward):
+    """The task's reward on the device; None: it has none."""
+    for module in (rl, rl_steps):
+        monkeypatch.setattr(module, "device_reward", lambda *_: reward)
+
+
+def reinforce(path, setup, policies, seeds, **changes):
+    """The policies, what it took, and the lines of the two logs."""
     config = smoke.get_config()
     config.update_from_flattened_dict({f"rl.{name}": value for name, value in changes.items()})
-    run = Recorder(path)
     data = rl.rl_problems(setup, config.rl, config.seed)
-    out, spent = rl.reinforce(run, setup, policies, data, config.rl, "arm", seeds)
-    return out, spent, run
+    with Run(path, rl.PROGRAM, config.to_dict()) as run:
+        out, spent = rl.reinforce(run, setup, policies, data, config.rl, "arm", seeds)
+    logs = [
+        [json.loads(line) for line in (path / f"{name}.jsonl").open()]
+        for name in ("metrics", "completions")
+    ]
+    return out, spent, *logs
 
 
 @pytest.fixture(scope="module")
-def together(setup, policy):
+def together(setup, policy, tmp_path_factory):
     """Two seeds from one policy as one program, by Dr. GRPO on a reward that is often earned."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl, "device_reward", spelled_reward)
-        return reinforce(setup, [policy, policy], [0, 1], algorithm="dr_grpo", steps=3)
+        use_reward(patch, spelled_reward)
+        path = tmp_path_factory.mktemp("together")
+        return reinforce(path, setup, [policy, policy], [0, 1], algorithm="dr_grpo", steps=3)
 
 
-def test_seeds_in_one_program_are_the_seeds_alone_and_in_turn(setup, policy, together):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rl, "device_reward", spelled_reward)
-        alone, *_ = reinforce(setup, [policy], [1], algorithm="dr_grpo", steps=3)
-        in_turn, *_, run = reinforce(
-            setup, [policy], [1], algorithm="dr_grpo", steps=3, one_program=False
-        )
+def test_seeds_in_one_program_are_the_seeds_alone_and_in_turn(
+    setup, policy, together, tmp_path, monkeypatch
+):
+    use_reward(monkeypatch, spelled_reward)
+    changes = {"algorithm": "dr_grpo", "steps": 3}
+    alone, *_ = reinforce(tmp_path / "alone", setup, [policy], [1], **changes)
+    in_turn, _, metrics, _ = reinforce(
+        tmp_path / "turn", setup, [policy], [1], **changes, one_program=False
+    )
     assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone[0], policy)))) > 0
     for other in (together[0][1], in_turn[0]):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), alone[0], other)
-    rates = [row for row in run.rows if "tokens_per_second/sampling" in row]
+    rates = [row for row in metrics if "tokens_per_second/sampling" in row]
     assert len(rates) == 3 and all(row["tokens_per_second/update"] > 0 for row in rates)
 
 
 @pytest.mark.parametrize(("seeds", "devices"), [(1, 1), (2, 2), (6, 6), (9, 3), (11, 1)])
 def test_as_many_of_the_eight_devices_as_share_the_seeds_equally(seeds, devices):
-    assert rl.devices_for(seeds) == devices
+    assert rl_steps.devices_for(seeds) == devices
 
 
 def test_every_step_and_validation_is_logged(together):
-    _, spent, run = together
+    _, spent, metrics, completions = together
     for seed in (0, 1):
-        rows = [row for row in run.rows if row["seed"] == seed]
+        rows = [row for row in metrics if row["seed"] == seed]
         trained = [row for row in rows if "reward" in row]
         assert [row["step"] for row in trained] == [0, 1, 2]
         assert [row["step"] for row in rows if "validation/pass@8" in row] == [0, 1, 2, 3]
@@ -96,9 +94,9 @@ def test_every_step_and_validation_is_logged(together):
             "grad_norm", "tags/share", "tags/entropy", "tags/reward", "num_tokens",
         ):
             assert np.isfinite(trained[0][name]).all(), name
-    drawn = sum(float(row["num_tokens"]) for row in run.rows if "num_tokens" in row)
+    drawn = sum(float(row["num_tokens"]) for row in metrics if "num_tokens" in row)
     assert spent["steps"] == 3 and spent["tokens"] == drawn / 2
-    assert {"prompt", "completion", "reason", "step", "arm"} <= set(run.completions[0])
+    assert {"prompt", "completion", "reason", "step", "arm"} <= set(completions[0])
 
 
 def test_schedule_visits_every_problem_once_an_epoch():
@@ -140,13 +138,19 @@ def lost_reward(prompts, completions, metadata):
 def test_a_run_without_finite_updates_ends_with_its_last_good_policy(
     setup, policy, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(rl, "device_reward", lambda *_: lost_reward)
+    use_reward(monkeypatch, lost_reward)
     changes = {"algorithm": "dr_grpo", "steps": 6, "validate_every": 3, "max_skipped": 2}
     with pytest.raises(FloatingPointError, match=r"arm: 3 steps in a row .* up to step 3"):
-        reinforce(setup, [policy], [0], path=tmp_path, **changes)
-    state = flax.serialization.msgpack_restore((tmp_path / "last_good_arm.msgpack").read_bytes())
-    assert state["skipped"].tolist() == [3]
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), state["params"], policy)
+        reinforce(tmp_path, setup, [policy], [0], **changes)
+    config = smoke.get_config()
+    config.update_from_flattened_dict({f"rl.{name}": value for name, value in changes.items()})
+    like = rl.start_seeds(
+        setup, [policy], rl.rl_problems(setup, config.rl, 0), config.rl,
+        rl.rl_config(setup, config.rl), [0],
+    )[0]
+    state = load_tree(tmp_path / "last_good" / "arm", like)
+    assert state.skipped.tolist() == [3]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), state.params, policy)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
 
 
 def test_the_launcher_writes_both_policies_and_a_host_can_judge(tmp_path, monkeypatch):
-    monkeypatch.setattr(rl, "device_reward", lambda *_: None)
+    use_reward(monkeypatch, None)
     config = smoke.get_config()
     config.rl.workers = 1
     rl.main(config, str(tmp_path / "run"))

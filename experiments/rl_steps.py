@@ -1,0 +1,147 @@
+"""The steps of reinforcement learning, compiled: as one program, or as three in turn.
+
+A reward that is written in jnp compiles into one program with sampler and update, over many steps
+and all seeds. Any other is judged on the host between two programs, one seed at a time.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from experiments.sft import Setup
+from reasoning.learning import rollouts as ro
+from reasoning.learning.rl_state import PolicyState, RLConfig
+from reasoning.learning.rl_updates import all_seeds, make_rl_step, scan_steps, update
+from reasoning.learning.rollouts import Metrics
+from reasoning.rewards.device import device_reward
+from reasoning.rewards.host import HostReward, task_reward
+from reasoning.rewards.verdicts import Completions, RewardFn, check_verdicts, reward_name
+from reasoning.sampling.sampler import Samples
+
+# `(state, prompts, keys)` of several steps and seeds -> the state after them, their metrics.
+Advance = Callable[[PolicyState, ro.PromptBatch, jax.Array], tuple[PolicyState, Metrics]]
+
+
+def compiled_reward(setup: Setup, settings: ml_collections.ConfigDict) -> bool:
+    """Whether the reward is compiled into one program with sampler and update."""
+    return settings.one_program and device_reward(setup.task, setup.tokenizer) is not None
+
+
+def seeds_side_by_side(num_seeds: int) -> bool:
+    """Whether a device's seeds run side by side: a CPU is filled by one of them."""
+    return num_seeds > 1 and jax.default_backend() != "cpu"
+
+
+def devices_for(num_seeds: int) -> int:
+    """How many devices share the seeds equally."""
+    return max(n for n in range(1, jax.device_count() + 1) if num_seeds % n == 0)
+
+
+@functools.cache
+def one_program(
+    config: RLConfig,
+    optimizer: optax.GradientTransformation,
+    reward: RewardFn,
+    side_by_side: bool,
+    num_devices: int,
+) -> Advance:
+    """Several steps of all seeds as one compiled program (`all_seeds`).
+
+    State, prompts `[seeds, n, P]` and keys `[seeds, n]` have a leading axis of seeds. The same
+    object for the same arguments, so that runs of one seed after another compile once.
+    """
+    steps = scan_steps(make_rl_step(config, optimizer, reward))
+    return jax.jit(all_seeds(steps, side_by_side, num_devices), donate_argnums=0)
+
+
+def in_turn(
+    config: RLConfig,
+    optimizer: optax.GradientTransformation,
+    reward: RewardFn,
+    problems: list[Any] | None,
+) -> Advance:
+    """The same steps by three programs in turn, each timed; the reward may run on the host.
+
+    State, prompts and keys have a leading axis of one seed, as in `one_program`.
+    """
+    name = reward_name(reward)
+    ids = {"eos_id": config.eos_id, "pad_id": config.pad_id}
+    sample = jax.jit(partial(ro.draw, config=config.model, rollout=config.rollout, **ids))
+    assemble = jax.jit(
+        partial(
+            ro.assemble, rollout=config.rollout, config=config.model,
+            allowed=config.allowed_ids(), name=name,
+        )
+    )
+    improve = jax.jit(partial(update, config=config, optimizer=optimizer), donate_argnums=0)
+    measure = jax.jit(ro.rollout_metrics, static_argnums=1)
+    draws = jax.jit(ro.drawn_metrics, static_argnums=1)
+
+    def judge(prompts: ro.PromptBatch, samples: Samples) -> ro.Rollouts:
+        repeat = partial(np.repeat, repeats=config.rollout.num_samples, axis=0)
+        metadata = jax.tree.map(repeat, prompts.metadata)
+        if problems is not None:
+            metadata = [problems[i] for i in metadata]
+        verdicts = reward(repeat(prompts.ids), Completions(samples.tokens, samples.mask), metadata)
+        check_verdicts(verdicts, None, name)
+        return assemble(samples, verdicts)
+
+    def step(
+        state: PolicyState, prompts: ro.PromptBatch, key: jax.Array
+    ) -> tuple[PolicyState, Metrics]:
+        sample_key, update_key = jax.random.split(key)
+        times = [time.monotonic()]
+        samples = jax.block_until_ready(sample(state.params, prompts, sample_key))
+        times.append(time.monotonic())
+        rollouts = jax.block_until_ready(judge(prompts, samples))
+        times.append(time.monotonic())
+        state, metrics = jax.block_until_ready(improve(state, prompts, rollouts, update_key))
+        times.append(time.monotonic())
+        metrics |= measure(rollouts, config.model.num_strategies)
+        metrics |= draws(rollouts, config.algorithm.penalty)
+        for part, seconds in zip(("sampling", "reward", "update"), np.diff(times), strict=True):
+            metrics[f"tokens_per_second/{part}"] = metrics["num_tokens"] / max(seconds, 1e-9)
+        return state, metrics
+
+    def steps(
+        state: PolicyState, prompts: ro.PromptBatch, keys: jax.Array
+    ) -> tuple[PolicyState, Metrics]:
+        state, made = jax.tree.map(lambda x: x[0], state), []
+        for i in range(keys.shape[1]):
+            batch = jax.tree.map(lambda x, i=i: x[0, i], prompts)
+            state, metrics = step(state, batch, keys[0, i])
+            made.append(metrics)
+        metrics = {name: np.stack([m[name] for m in made])[None] for name in made[0]}
+        return jax.tree.map(lambda x: x[None], state), metrics
+
+    return steps
+
+
+@contextlib.contextmanager
+def compiled_steps(
+    setup: Setup,
+    problems: list[Any],
+    settings: ml_collections.ConfigDict,
+    config: RLConfig,
+    optimizer: optax.GradientTransformation,
+    num_seeds: int,
+) -> Iterator[Advance]:
+    """The steps that the settings ask for; worker processes of a host reward end with the block."""
+    on_device = device_reward(setup.task, setup.tokenizer)
+    if compiled_reward(setup, settings):
+        side_by_side, num_devices = seeds_side_by_side(num_seeds), devices_for(num_seeds)
+        yield one_program(config, optimizer, on_device, side_by_side, num_devices)
+    elif on_device is not None:
+        yield in_turn(config, optimizer, on_device, None)
+    else:
+        judge = task_reward(setup.task)
+        with HostReward(judge, setup.tokenizer, num_workers=settings.workers) as reward:
+            yield in_turn(config, optimizer, reward, problems)
