@@ -15,7 +15,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from reasoning.evaluation import reports
-from reasoning.runtime.runs import Run, Saving, fingerprint, finished_results
+from reasoning.runtime.meshes import check_accelerator, start_processes, use_mesh
+from reasoning.runtime.provenance import fingerprint
+from reasoning.runtime.runs import Run, Saving, finished_results
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The configuration file, with an optional preset after a colon."
@@ -29,10 +31,21 @@ _MAX_MINUTES = flags.DEFINE_float(
 _USE_PREVIOUS = flags.DEFINE_bool(
     "use_previous_checkpoint", False, "Where the last checkpoint is damaged, use the one before."
 )
+_EXTEND = flags.DEFINE_bool("extend", False, "Go on with a finished run of fewer steps.")
+_WANDB = flags.DEFINE_string("wandb_project", None, "Also track the metrics there.")
+_ACCELERATOR = flags.DEFINE_enum(
+    "accelerator", None, ["tpu", "gpu", "cpu"], "Refuse to run on anything else."
+)
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "One process of several, one on each host.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of the first process; on TPUs it is found out."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes; on TPUs it is found out.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "This one; on TPUs it is found out.")
 
 Setup = TypeVar("Setup")
 Data = TypeVar("Data")
-Purpose = Literal["init", "tags", "assign", "evaluate", "rollouts", "validate"]
+Purpose = Literal["init", "tags", "assign", "evaluate", "rollouts", "validate", "difficulty"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
 
@@ -80,11 +93,12 @@ def run_program(
             data = make_data(setup, config)
             read = fingerprint((setup.tokenizer.fingerprint, data))
             run = Run(workdir, program, config.to_dict(), read, saving())
-        with run:
+        with run, use_mesh(setup.mesh):
             seeds = run_seeds(run, setup, data, config)
             results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
-            reports.plot_run(run.path, setup.task.strategies, results)
-            run.finish(results)
+            if jax.process_index() == 0:
+                reports.plot_run(run.path, setup.task.strategies, results)
+                run.finish(results)
     print(reports.table(results))
     print(f"plots: {workdir}/plots")
 
@@ -93,7 +107,13 @@ def saving() -> Saving:
     """What the flags say about saving and stopping."""
     if not flags.FLAGS.is_parsed():  # called as a function, not from a command line
         return Saving()
-    return Saving(_SAVE_EVERY.value, _MAX_MINUTES.value, _USE_PREVIOUS.value)
+    return Saving(
+        every=_SAVE_EVERY.value,
+        max_minutes=_MAX_MINUTES.value,
+        use_previous=_USE_PREVIOUS.value,
+        extend=_EXTEND.value,
+        wandb_project=_WANDB.value,
+    )
 
 
 def prepare(
@@ -109,9 +129,9 @@ def prepare(
     """
     with refusals():
         setup = build(config)
-        results = finished_results(workdir, program, config.to_dict())
+        results = finished_results(workdir, program, config.to_dict(), saving().extend)
     if results is not None:
-        print(f"{workdir}: finished already, nothing is changed.")
+        print(f"{workdir}: finished at step {results['steps']}, nothing is changed.")
     return setup, results
 
 
@@ -128,6 +148,11 @@ def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
             refuse(f"{argv[1]!r}: no such argument; settings are given as --config.KEY=VALUE.")
         if not _WORKDIR.value:
             refuse("workdir is missing: say where the run is to be written, --workdir=DIR.")
+        with refusals():
+            if _MULTIHOST.value:
+                start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+            if _ACCELERATOR.value:
+                check_accelerator(_ACCELERATOR.value)
         program(_CONFIG.value, _WORKDIR.value)
 
     def parse(argv: list[str]) -> list[str]:

@@ -45,7 +45,9 @@ from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import device_reward, problem_arrays
 from reasoning.rewards.shaping import task_ids
 from reasoning.runtime.checkpoints import save_tree
-from reasoning.runtime.runs import Progress, Run
+from reasoning.runtime.meshes import MeshShape, param_shardings
+from reasoning.runtime.progress import Progress
+from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, pad_prompts
 
@@ -153,7 +155,7 @@ def filter_by_difficulty(
     if settings.min_pass <= 0 and settings.max_pass >= 1:
         return everything
     tags = np.full(settings.samples, OWN_TAG)
-    key = jax.random.fold_in(launch.run_key(seed, "rollouts"), settings.steps)
+    key = launch.run_key(seed, "difficulty")
     filters = rl_config(setup, settings).rollout.filters
     judged = sample_and_judge(setup.policy(params), data.problems, tags, key, filters)
     rate = judged.correct.mean(axis=1)
@@ -231,7 +233,8 @@ def reinforce(
       FloatingPointError: `max_skipped` steps in a row had no finite loss or gradient.
     """
     work = partial(improve_policies, run, setup, policies, data, settings, name, seeds)
-    return run.phase(f"seed{seeds[0]}/{name}", work, like=list(policies))
+    phase = f"seed{seeds[0]}/{name}"
+    return run.phase(phase, work, like=list(policies), steps=settings.steps)
 
 
 def improve_policies(
@@ -253,7 +256,8 @@ def improve_policies(
 
     def check_in(step: int) -> None:
         for i, seed in enumerate(seeds):
-            figures = validate(run, setup, one_seed(state.params, i), name, step, settings, seed)
+            params = one_seed(setup, state.params, i)
+            figures = validate(run, setup, params, name, step, settings, seed)
             run.log_metrics(name, step, {"seed": seed, **figures})
 
     # A program cannot be interrupted; steps in turn can be after each of them.
@@ -275,16 +279,19 @@ def improve_policies(
             skipped = int(metrics["skipped_in_a_row"].max())
             if skipped >= settings.max_skipped:
                 stop_lost(run, state, name, stop, skipped)
-            if run.due():
+            if stop == settings.steps or run.due():
                 run.save(stop, state, spent)
     check_in(settings.steps)
     progress.close()
-    return [one_seed(state.params, i) for i in range(len(seeds))], spent
+    return [one_seed(setup, state.params, i) for i in range(len(seeds))], spent
 
 
-def one_seed(params: Any, i: int) -> Any:
-    """The i-th seed's, on the device where a single policy is evaluated."""
-    return jax.device_put(jax.tree.map(lambda x: x[i], params), jax.devices()[0])
+def one_seed(setup: Setup, params: Any, i: int) -> Any:
+    """The i-th seed's parameters, where a single policy has them."""
+    own = jax.tree.map(lambda x: x[i], params)
+    if setup.mesh is None:
+        return jax.device_put(own, jax.devices()[0])
+    return jax.device_put(own, param_shardings(setup.model, setup.mesh))
 
 
 def record(
@@ -322,6 +329,11 @@ def stop_lost(run: Run, state: PolicyState, name: str, step: int, skipped: int) 
 
 def check_seeds(setup: Setup, config: ml_collections.ConfigDict, section: str) -> None:
     """Refuse several seeds where they cannot train at once (ValueError)."""
+    if config.seeds > 1 and setup.mesh is not None:
+        raise ValueError(
+            f"seeds={config.seeds}: on a mesh one policy trains at a time; choose seeds=1, or a "
+            "mesh of ones, where the seeds are cut over the devices."
+        )
     if config.seeds > 1 and not compiled_reward(setup, config[section]):
         raise ValueError(
             f"seeds={config.seeds}: seeds train at once where the reward is compiled; choose "
@@ -343,6 +355,14 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
     for name in ("steps", "problems", "validate_every", "validation_samples", "max_skipped"):
         if settings[name] < 1:
             raise ValueError(f"{section}.{name}={settings[name]}: must be at least 1.")
+    parts = MeshShape(**config.mesh).rows
+    scored = settings.prompts // (settings.minibatches * settings.microbatches)
+    if settings.prompts % parts or scored * settings.samples % parts:
+        raise ValueError(
+            f"{section}.prompts={settings.prompts}: it, and the {scored * settings.samples} rows of "
+            f"a microbatch, must be multiples of the {parts} parts that replica, data and fsdp of "
+            f"the mesh make; choose more prompts or fewer {section}.microbatches."
+        )
     if settings.rounds > 1 and not on_device:
         raise ValueError(
             f"{section}.rounds={settings.rounds}: dynamic sampling needs {section}.one_program and "

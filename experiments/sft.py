@@ -16,6 +16,7 @@ from typing import Any, Literal
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments import launch
 from reasoning.data import pipelines
@@ -29,8 +30,9 @@ from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
 from reasoning.learning.updates import init_state, sft_update
 from reasoning.models.config import ModelConfig, make_config
 from reasoning.models.strategies import spread_strategies
-from reasoning.models.transformer import init_params
-from reasoning.runtime.runs import Progress, Run
+from reasoning.runtime.meshes import MeshShape, check_mesh, init_sharded, make_mesh, shard_rows
+from reasoning.runtime.progress import Progress
+from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, check_lengths
 
@@ -54,6 +56,7 @@ class Setup:
     prompt_length: int
     test: list[Any]
     validation: list[Any]
+    mesh: Mesh | None = None
 
     def policy(self, params: Any) -> Policy:
         """The policy with these parameters; a completion may fill the rest of the context."""
@@ -85,6 +88,8 @@ def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
     )
     shape = {name: value for name, value in config.model.items() if value is not None}
     model = make_config(shape.pop("preset"), vocab_size=tokenizer.vocab_size, **shape)
+    shape = MeshShape(**config.mesh)
+    check_mesh(shape, model)
     check_numbers(config, task)
     check_arms(config, (*arms, config.arm), task, model)
     held_out = {
@@ -97,7 +102,7 @@ def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
     prompts = [task.prompt(problem) for problems in held_out.values() for problem in problems]
     prompt_length = max(len(pipelines.prompt_ids(tokenizer, prompt)) for prompt in prompts)
     check_lengths(model, prompt_length, 2)
-    return Setup(task, tokenizer, model, prompt_length, **held_out)
+    return Setup(task, tokenizer, model, prompt_length, **held_out, mesh=make_mesh(shape))
 
 
 def check_numbers(config: ml_collections.ConfigDict, task: Task) -> None:
@@ -107,10 +112,16 @@ def check_numbers(config: ml_collections.ConfigDict, task: Task) -> None:
         value = (config[section] if section else config)[field]
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1.")
+    parts = MeshShape(**config.mesh).rows
     if config.pretrain.steps < 0:
         raise ValueError(f"pretrain.steps={config.pretrain.steps}: must be 0 (none) or above.")
     for phase in ("pretrain", "finetune"):
         optimizer_config(config[phase])
+        if config[phase].rows % parts:
+            raise ValueError(
+                f"{phase}.rows={config[phase].rows}: must be a multiple of the {parts} parts that "
+                "replica, data and fsdp of the mesh make."
+            )
         if config[phase].rows < len(task.strategies):
             raise ValueError(
                 f"{phase}.rows={config[phase].rows}: a batch must hold all traces of a problem, so "
@@ -204,6 +215,8 @@ def train(
         pad_id=setup.tokenizer.pad_id,
         seed=seed,
         first=start,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
     )
     key = launch.run_key(seed, "assign")
     longest_prompt = max(len(example.prompt) for example in examples)
@@ -220,6 +233,7 @@ def train(
 
     waiting = None
     for step, batch in enumerate(batches, start):
+        batch = shard_rows(batch, setup.mesh)
         tags, matching = assignment.assign(
             arm,
             setup.model,
@@ -243,12 +257,10 @@ def train(
         if waiting:
             record(*waiting)
         waiting = step, {**metrics, **matching}
-        if run.due():
+        if step + 1 == settings.steps or run.due():
             record(*waiting)
             waiting = None
             run.save(step + 1, state, spent)
-    if waiting:
-        record(*waiting)
     progress.close()
     return state.params, spent
 
@@ -257,11 +269,11 @@ def pretrain(
     run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
 ) -> tuple[Any, dict[str, float]]:
     """The base policy: correct traces that follow no strategy, all under tag 0."""
-    params = init_params(setup.model, launch.run_key(seed, "init"))
+    params = init_sharded(setup.model, launch.run_key(seed, "init"), setup.mesh)
     if config.pretrain.steps == 0:
         return params, {"steps": 0, "tokens": 0.0, "seconds": 0.0}
     work = partial(train, run, setup, params, data.pretrain, "pretrain", "mixed", config, seed)
-    return run.phase(f"seed{seed}/base", work, like=params)
+    return run.phase(f"seed{seed}/base", work, like=params, steps=config.pretrain.steps)
 
 
 def fine_tune(
@@ -276,7 +288,7 @@ def fine_tune(
     """The base policy fine-tuned under an arm; every arm sees the same batches."""
     start = spread_strategies(base, launch.run_key(seed, "tags"), config.loss.tag_noise)
     work = partial(train, run, setup, start, data.finetune, "finetune", arm, config, seed)
-    return run.phase(f"seed{seed}/{arm}", work, like=start)
+    return run.phase(f"seed{seed}/{arm}", work, like=start, steps=config.finetune.steps)
 
 
 def fine_tune_seeds(

@@ -30,6 +30,11 @@ def override_placeholders() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict({name: placeholder(kind) for name, kind in fields.items()})
 
 
+def mesh_settings() -> ml_collections.ConfigDict:
+    """Devices along each axis of the mesh (`reasoning.runtime.meshes`); all ones: one device."""
+    return ml_collections.ConfigDict({"replica": 1, "data": 1, "fsdp": 1, "tensor": 1})
+
+
 def task_settings() -> ml_collections.ConfigDict:
     """Three numbers to 20, targets to 40, five tries. What is left at None is the task's own."""
     task = ml_collections.ConfigDict()
@@ -141,6 +146,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.arm = "matched"  # for experiments.sft; the quickstart runs all four
     config.task = task_settings()
     config.model = model_settings()
+    config.mesh = mesh_settings()
     config.pretrain = training_settings()
     # Each arm starts from it: correct traces of the strategies, several per problem.
     config.finetune = training_settings()

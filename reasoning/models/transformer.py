@@ -14,8 +14,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from reasoning.models import strategies
+from reasoning.models.axes import constrain
 from reasoning.models.config import ModelConfig
 
 STREAM = ("batch", "length", "stream")  # the axes of the residual stream, for meshes
@@ -138,7 +140,7 @@ class Attention(nn.Module):
         def project(name: str, shape: tuple[int, ...], axis: str) -> jax.Array:
             kernel = self.param(name, _kernel(stddev, "embed", axis, "head_dim"), shape)
             heads = jnp.einsum("btd,dnh->btnh", x, kernel.astype(x.dtype))
-            return nn.with_logical_constraint(heads, ("batch", "length", axis, "head_dim"))
+            return constrain(heads, "batch", "length", axis, "head_dim")
 
         q = project("query", (d_model, heads, width), "heads")
         k = project("key", kv_shape, "kv_heads")
@@ -152,8 +154,7 @@ class Attention(nn.Module):
                 for old, new in zip(cache, (k, v), strict=True)
             )
             cache = k, v = tuple(
-                nn.with_logical_constraint(part, ("batch", "kv_heads", "length", "head_dim"))
-                for part in (k, v)
+                constrain(part, "batch", "kv_heads", "length", "head_dim") for part in (k, v)
             )
         # Residual branches start small, so that depth does not blow up the stream (GPT-2).
         out_std = (heads * width) ** -0.5 * (2 * config.num_layers) ** -0.5
@@ -180,8 +181,7 @@ class FeedForward(nn.Module):
         down = self.param("down", _kernel(down_std, "mlp", "embed"), tall).astype(x.dtype)
         # As rows: with two axes in front XLA's CPU backend transposes the gradient far more slowly.
         rows = x.reshape(-1, config.d_model)
-        hidden = jax.nn.silu(rows @ gate) * (rows @ up)
-        hidden = nn.with_logical_constraint(hidden, ("batch", "mlp"))
+        hidden = constrain(jax.nn.silu(rows @ gate) * (rows @ up), "batch", "mlp")
         return (hidden @ down).reshape(x.shape)
 
 
@@ -204,10 +204,10 @@ class Block(nn.Module):
         update, cache = Attention(self.config, name="attention")(
             normed, positions, mask, cache, slot
         )
-        x = nn.with_logical_constraint(x + update, STREAM)
+        x = constrain(x + update, *STREAM)
         normed = RMSNorm(self.config, name="feed_forward_norm")(x)
         x = x + FeedForward(self.config, name="feed_forward")(normed)
-        return nn.with_logical_constraint(x, STREAM), cache
+        return constrain(x, *STREAM), cache
 
 
 def _block_class(config: ModelConfig) -> type[Block]:
@@ -293,7 +293,7 @@ class Transformer(nn.Module):
                 (config.max_length, config.d_model),
             )
             x = x + position_table[positions]
-        x = nn.with_logical_constraint(x.astype(config.dtype), STREAM)
+        x = constrain(x.astype(config.dtype), *STREAM)
 
         slot = None if cache is None else cache.length
         x, keys_values = self._layers(x, cache, positions, mask, slot)
@@ -354,3 +354,16 @@ def logical_axes(config: ModelConfig) -> Any:
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     boxed = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)
     return nn.get_partition_spec(boxed)
+
+
+def gather_for_sampling(config: ModelConfig, params: Any) -> Any:
+    """The parameters in the layout that sampling reads at every token: the rule of
+    "sampled_embed" in place of that of "embed".
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return params
+    renamed = {"embed": "sampled_embed"}
+    return jax.tree.map(
+        lambda names, x: constrain(x, *(renamed.get(name, name) for name in names)),
+        logical_axes(config), params, is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )

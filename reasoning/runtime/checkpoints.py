@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 CHECKSUMS, LATEST = "checksums.json", "latest.json"
@@ -115,9 +116,9 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait until what is being saved is there; raises what went wrong."""
         self._manager.wait_until_finished()
-        if self._saving is not None:
+        if self._saving is not None and jax.process_index() == 0:
             _replace(self.directory / LATEST, {"step": self._saving})
-            self._saving = None
+        self._saving = None
 
     def about(self, step: int) -> dict[str, Any]:
         """The JSON object of a complete step.
@@ -170,6 +171,8 @@ class Checkpoints:
 
     def _add_checksums(self) -> None:
         """Complete the step whose files are all written; then Orbax renames it."""
+        if jax.process_index() != 0:
+            return
         (folder,) = self.directory.glob(f"{self._saving}.*tmp*")
         files = [path for item in ITEMS for path in (folder / item).rglob("*") if path.is_file()]
         sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
@@ -192,7 +195,10 @@ class Checkpoints:
 
 def save_tree(directory: str | os.PathLike, tree: Any, about: Mapping[str, Any]) -> None:
     """Write one tree of arrays, such as a policy's parameters; replaces what is there."""
-    shutil.rmtree(directory, ignore_errors=True)
+    if jax.process_index() == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"{directory} is clear")
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(0, tree, about)
 

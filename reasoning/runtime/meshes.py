@@ -2,24 +2,27 @@
 
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     with use_mesh(mesh):
-        params = jax.device_put(params, param_shardings(config, mesh))
+        params = init_sharded(config, key, mesh)
         batch = shard_rows(batch, mesh)           # rows over replica, data and fsdp
         state, metrics = update(state, batch)     # jitted functions follow their arguments
 
-The model names its axes (`reasoning.models.transformer.logical_axes`); RULES maps the names to axes
-of the mesh. Outside of `use_mesh` the names mean nothing.
+The model names its axes (`reasoning.models.axes`); RULES maps the names to axes of the mesh.
+Without a mesh (None) everything is on the first device.
 """
 
 import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from reasoning.models.axes import partition
 from reasoning.models.config import ModelConfig
 from reasoning.models.transformer import init_params, logical_axes
 
@@ -28,7 +31,7 @@ ROWS = ("replica", "data", "fsdp")
 # The model's name of an axis -> the axes of the mesh that share it out; other names stay whole.
 RULES = (
     ("batch", ROWS),
-    ("embed", "fsdp"),
+    ("embed", "fsdp"),  # and "sampled_embed" is whole: not gathered again for every token
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
@@ -67,6 +70,11 @@ class MeshShape:
         """Parts that the rows of a batch are cut into."""
         return self.replica * self.data * self.fsdp
 
+    @property
+    def devices(self) -> int:
+        """Devices of the mesh."""
+        return math.prod(self.sizes)
+
 
 def check_mesh(shape: MeshShape, model: ModelConfig) -> None:
     """Refuse a mesh that does not divide the model (ValueError)."""
@@ -82,60 +90,91 @@ def check_mesh(shape: MeshShape, model: ModelConfig) -> None:
                 )
 
 
-def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over all devices.
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh over all devices; None for a single device of a single process.
 
     Raises:
       ValueError: the shape needs another number of devices.
     """
+    if shape.devices == 1 and devices is None and jax.process_count() == 1:
+        return None
     devices = jax.devices() if devices is None else devices
-    if math.prod(shape.sizes) != len(devices):
+    if shape.devices != len(devices):
         raise ValueError(
-            f"mesh={'x'.join(map(str, shape.sizes))} ({', '.join(AXES)}): needs "
-            f"{math.prod(shape.sizes)} devices, and there are {len(devices)}."
+            f"mesh={'x'.join(map(str, shape.sizes))} ({' x '.join(AXES)}): has {shape.devices} "
+            f"places for {len(devices)} devices; choose sizes whose product is {len(devices)}."
         )
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
     return jax.make_mesh(shape.sizes, AXES, axis_types=types, devices=devices)
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh) -> Iterator[None]:
+def use_mesh(mesh: Mesh | None) -> Iterator[None]:
     """Within it, the names of the model's axes mean axes of the mesh."""
+    if mesh is None:
+        yield
+        return
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Any:
     """The tree of `init_params` with each array's sharding."""
-    rules = dict(RULES)
+    shapes = jax.eval_shape(partial(init_params, config), jax.random.key(0))
+    with nn.logical_axis_rules(RULES):
+        return jax.tree.map(
+            lambda names, x: NamedSharding(mesh, partition(names, x.shape, mesh.shape)),
+            logical_axes(config), shapes, is_leaf=lambda x: isinstance(x, PartitionSpec),
+        )
 
-    def sharding(names: PartitionSpec, array: jax.ShapeDtypeStruct) -> NamedSharding:
-        axes = [rules.get(name) for name in names]
-        # A vocabulary of any size, and few strategies: whole where they cannot be cut evenly.
-        axes = [
-            axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, array.shape, strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*axes))
 
-    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+def init_sharded(config: ModelConfig, key: jax.Array, mesh: Mesh | None) -> Any:
+    """`init_params`, each array made where it belongs."""
+    if mesh is None:
+        return init_params(config, key)
+    make = jax.jit(partial(init_params, config), out_shardings=param_shardings(config, mesh))
+    return make(key)
+
+
+def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """Arrays whose rows are cut over the mesh, from each process's share of the rows.
+
+    Raises:
+      ValueError: the rows cannot be cut evenly.
+    """
+    if mesh is None:
+        return batch
+    parts, processes = math.prod(mesh.shape[axis] for axis in ROWS), jax.process_count()
+    for array in jax.tree.leaves(batch):
+        if array.shape[0] * processes % parts:
+            raise ValueError(
+                f"rows={array.shape[0] * processes}: must be a multiple of the {parts} parts that "
+                "replica, data and fsdp of the mesh make."
+            )
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
     return jax.tree.map(
-        sharding, logical_axes(config), shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
     )
 
 
-def row_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch whose first axis are rows."""
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+def start_processes(coordinator: str | None, num_processes: int | None, index: int | None) -> None:
+    """Join the processes of a job, one per host, before anything else of jax; all call it.
+
+    On TPUs everything is found out (None); elsewhere the address `HOST:PORT` of the first process,
+    their number and this one's index are needed.
+    """
+    jax.distributed.initialize(coordinator, num_processes, index)
 
 
-def shard_rows(batch: Any, mesh: Mesh) -> Any:
-    """Arrays with their first axis cut over the mesh (ValueError: it cannot be cut evenly)."""
-    parts = math.prod(mesh.shape[axis] for axis in ROWS)
-    for array in jax.tree.leaves(batch):
-        if array.shape[0] % parts:
-            raise ValueError(
-                f"rows={array.shape[0]}: must be a multiple of the {parts} parts that replica, "
-                "data and fsdp of the mesh make."
-            )
-    return jax.device_put(batch, row_sharding(mesh))
+def check_accelerator(wanted: str) -> None:
+    """Refuse to run on CPUs by accident.
+
+    Raises:
+      ValueError: the devices are of another kind than "tpu", "gpu" or "cpu", the one wanted.
+    """
+    found = jax.default_backend()
+    if found != wanted:
+        raise ValueError(
+            f"accelerator={wanted}: jax finds only {found} devices; install the extra [tpu] or "
+            f"[cuda], and end what else holds the {wanted}s, or choose --accelerator={found}."
+        )

@@ -1,9 +1,10 @@
 """The run directory: what a run is, what it measured, and how far it is.
 
     config.json        program, configuration and fingerprint of the data, with versions and device
-    attempts.jsonl     one line per start: when, with what, from where
+    attempts.jsonl     one line per start: number, time, versions, command
     metrics.jsonl      one line per training step
     completions.jsonl  sampled completions with the verdict's reason
+    events/N/          the metrics of attempt N for TensorBoard
     checkpoints/       where the phase stands that is being worked on
     policies/          the parameters that each phase ended with
     finished/          what else each phase ended with
@@ -12,99 +13,44 @@
 
 An existing run is never harmed: a finished one is left alone, an unfinished one of the same
 configuration goes on to the very same numbers, anything else is refused; so is a run that another
-process is writing.
+process is writing. Of the processes of one job the first writes; all see the same directory.
 """
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
-import platform
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from jax.experimental import multihost_utils
 
+from reasoning.runtime import logs
 from reasoning.runtime.checkpoints import Checkpoints, DamagedCheckpoint, load_tree, save_tree
+from reasoning.runtime.provenance import first_difference, git_revision, versions
 
 CONFIG, RESULTS, ATTEMPTS = "config.json", "results.json", "attempts.jsonl"
-LOGS = ("metrics.jsonl", "completions.jsonl")
 # What makes a directory no run yet.
 KEPT = (".lock", f".{CONFIG}.partial")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "sentencepiece", "numpy")
 STOPPED = 75  # exit status of a run that was asked to stop: the same command goes on (EX_TEMPFAIL)
 
 
-def versions() -> dict[str, str]:
-    """What the figures depend on beside the configuration."""
-    found = {package: metadata.version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), **found, "device": jax.devices()[0].device_kind}
-
-
-def git_revision() -> str | None:
-    """The checkout's commit, with `+changes` if files differ from it; None outside of git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
-    try:
-        done = subprocess.run([*command, "--dirty=+changes"], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.decode().strip()
-
-
-def fingerprint(data: Any) -> str:
-    """A checksum of nested dataclasses, mappings, sequences, arrays and plain values."""
-    digest = hashlib.sha256()
-
-    def add(item: Any) -> None:
-        if dataclasses.is_dataclass(item):
-            item = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
-        if isinstance(item, Mapping):
-            item = [part for key in sorted(item) for part in (key, item[key])]
-        if isinstance(item, np.ndarray | jax.Array):
-            digest.update(f"{item.dtype}{item.shape}".encode())
-            digest.update(np.asarray(item).tobytes())
-        elif isinstance(item, Sequence) and not isinstance(item, str | bytes):
-            digest.update(f"({len(item)}".encode())
-            for part in item:
-                add(part)
-        else:
-            digest.update(repr(item).encode())
-
-    add(data)
-    return digest.hexdigest()
-
-
-def first_difference(old: Mapping, new: Mapping, prefix: str = "") -> str | None:
-    """The first key at which two nested configurations differ, with both values."""
-    for key in sorted({*old, *new}):
-        before, after = (repr(side[key]) if key in side else "absent" for side in (old, new))
-        if before == after:
-            continue
-        if isinstance(old.get(key), Mapping) and isinstance(new.get(key), Mapping):
-            inner = first_difference(old[key], new[key], f"{prefix}{key}.")
-            if inner:
-                return inner
-        else:
-            return f"{prefix}{key} is {before} there and {after} here"
-    return None
-
-
 def finished_results(
-    workdir: str | os.PathLike, program: str, config: Mapping[str, Any]
+    workdir: str | os.PathLike, program: str, config: Mapping[str, Any], extend: bool = False
 ) -> dict | None:
     """The results of a finished run of this configuration; None if it is still to be run.
 
     Nothing is written.
+
+    Args:
+      extend: a run of fewer steps is still to be run, too.
 
     Raises:
       ValueError: the directory holds something else, in one sentence.
@@ -127,7 +73,10 @@ def finished_results(
             f"workdir={workdir}: holds a run of {about['program']}, not of {program}; choose "
             "another directory."
         )
-    difference = first_difference(about["config"], json.loads(json.dumps(config)))
+    config = json.loads(json.dumps(config))
+    if extend and _extends(about["config"], config):
+        return None
+    difference = first_difference(about["config"], config)
     if difference:
         raise ValueError(
             f"workdir={workdir}: holds a run of another configuration ({difference}); "
@@ -135,6 +84,16 @@ def finished_results(
         )
     results = workdir / RESULTS
     return _read(results) if results.is_file() else None
+
+
+def _extends(old: Any, new: Any, key: str = "") -> bool:
+    """Whether a configuration asks for more steps somewhere, and else for the same."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return old == new or (key == "steps" and new > old)
+    same = old.keys() == new.keys()
+    return same and old != new and all(
+        old[key] == new[key] or _extends(old[key], new[key], key) for key in old
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -156,11 +115,15 @@ class Saving:
       every: seconds between saves.
       max_minutes: stop after so long, as if asked to; None: never.
       use_previous: where the last checkpoint is damaged, go on from the one before.
+      extend: go on with a run that has fewer steps in its last phase.
+      wandb_project: also track the metrics there; None: do not.
     """
 
     every: float = 120.0
     max_minutes: float | None = None
     use_previous: bool = False
+    extend: bool = False
+    wandb_project: str | None = None
 
 
 class Run:
@@ -199,19 +162,26 @@ class Run:
         """
         self.path = Path(workdir)
         self._saving, self._started = saving, time.monotonic()
-        _check_unfinished(workdir, program, config)  # no lock file in a directory of something else
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
+        self._writes = jax.process_index() == 0
+        _check_unfinished(workdir, program, config, saving.extend)  # before anything is written
+        self._lock = None
+        if self._writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.path)
         try:
             # Again: whoever held the lock before may have finished the run.
-            _check_unfinished(workdir, program, config)
-            self._describe(program, config, data)
+            _check_unfinished(workdir, program, config, saving.extend)
+            if self._writes:
+                self._describe(program, config, data)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("run directory")
             self._checkpoints = Checkpoints(self.path / "checkpoints")
-            self._open_logs()
+            self._logs = self._open_logs(config)
         except BaseException:
-            self._lock.close()
+            if self._lock:
+                self._lock.close()
             raise
-        self._phase = ""
+        self._phase, self._extended_from = "", None
         self._saved = time.monotonic()
         self._asked: str | None = None
         self._handlers: dict[int, Any] = {}
@@ -230,9 +200,10 @@ class Run:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._checkpoints.close()
-        for log in self._logs.values():
-            log.close()
-        self._lock.close()
+        if self._logs:
+            self._logs.close()
+        if self._lock:
+            self._lock.close()
 
     @property
     def seconds(self) -> float:
@@ -240,16 +211,21 @@ class Run:
         return time.monotonic() - self._started
 
     def log_metrics(self, phase: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        _append(self._logs["metrics.jsonl"], {"phase": phase, "step": step, **metrics})
+        """Add a line to metrics.jsonl, and its numbers to the trackers."""
+        if self._logs:
+            self._logs.metrics(phase, step, metrics)
 
     def log_completions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to completions.jsonl."""
-        for row in rows:
-            _append(self._logs["completions.jsonl"], row)
+        if self._logs:
+            self._logs.completions(rows)
 
     def phase(
-        self, name: str, work: Callable[[], tuple[Any, Mapping[str, Any]]], like: Any = None
+        self,
+        name: str,
+        work: Callable[[], tuple[Any, Mapping[str, Any]]],
+        like: Any = None,
+        steps: int | None = None,
     ) -> tuple[Any, dict[str, Any]]:
         """What `work` returns, from this process or an earlier one.
 
@@ -258,20 +234,24 @@ class Run:
           work: returns parameters and a JSON object.
           like: a tree of the parameters' structure, shapes, dtypes and shardings; None where `work`
             returns none.
+          steps: how many the phase is to have; None where it does not train.
         """
         mark, policy = self.path / "finished" / f"{name}.json", self.path / "policies" / name
+        self._phase, self._extended_from = name, None
         if mark.is_file():
-            outcome = _read(mark)["outcome"]
-            if like is None:
-                return None, outcome
-            return load_tree(policy, like), outcome
-        self._phase = name
+            found = _read(mark)
+            if found["steps"] == steps:
+                outcome = found["outcome"]
+                return (None if like is None else load_tree(policy, like)), outcome
+            self._extended_from = found["steps"]
         params, outcome = work()
         if like is not None:
             save_tree(policy, params, {"phase": name})
-        outcome = json.loads(json.dumps(outcome, default=_plain))
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        self._write(f"finished/{name}.json", {"outcome": outcome, "logs": self._positions()})
+        outcome = json.loads(json.dumps(outcome, default=logs.plain))
+        self._write(
+            f"finished/{name}.json",
+            {"outcome": outcome, "steps": steps, "logs": self._positions()},
+        )
         return params, outcome
 
     def resume(self, state: Any, carried: Mapping[str, Any]) -> tuple[Any, int, dict[str, Any]]:
@@ -283,14 +263,20 @@ class Run:
         """
         about = self._last_checkpoint()
         if about is None or about["phase"] != self._phase:
+            if self._extended_from is not None:
+                raise ValueError(
+                    f"extend: {self._phase} has ended at step {self._extended_from} and others "
+                    "came after it; only the phase that trained last can be extended."
+                )
             return state, 0, dict(carried)
         print(f"{self._phase}: goes on after step {about['step']}.")
         return self._checkpoints.restore(about["number"], state), about["step"], about["carried"]
 
     def due(self) -> bool:
-        """Whether the phase is to be saved after this step."""
+        """Whether the phase is to be saved after this step: all processes of a job agree."""
         late = time.monotonic() - self._saved > self._saving.every
-        return late or self._must_stop() is not None
+        late = late or self._must_stop() is not None
+        return bool(_any_process(late))
 
     def save(self, step: int, state: Any, carried: Mapping[str, Any]) -> None:
         """Save where the phase stands; it is written while the phase goes on.
@@ -304,9 +290,10 @@ class Run:
         self._checkpoints.save(self._next, state, about)
         self._next, self._saved = self._next + 1, time.monotonic()
         why = self._must_stop()
-        if why is not None:
+        if _any_process(why is not None):
             self._checkpoints.wait()
             seconds = time.monotonic() - started
+            why = why or "another process"
             print(
                 f"{self.path}: stopped by {why} after step {step} of {self._phase}, saved in "
                 f"{seconds:.1f} s; the same command goes on.",
@@ -316,25 +303,44 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json, which marks the run as finished."""
-        self._write(RESULTS, {**results, "versions": versions(), "seconds": round(self.seconds, 1)})
+        steps = [_read(mark)["steps"] for mark in (self.path / "finished").rglob("*.json")]
+        told = {"steps": sum(n for n in steps if n), "versions": versions()}
+        self._write(RESULTS, {**results, **told, "seconds": round(self.seconds, 1)})
 
     def _describe(self, program: str, config: Mapping[str, Any], data: str) -> None:
         """Write config.json, or compare the data with those of the run that is there."""
         about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
+        here = {"program": program, "config": config, "data": data, **about}
         if (self.path / CONFIG).is_file():
-            before = _read(self.path / CONFIG).get("data", "")
+            there = _read(self.path / CONFIG)
+            before = there.get("data", "")
             if before != data:
                 raise ValueError(
                     f"workdir={self.path}: holds a run on other data (fingerprint {before[:12]} "
                     f"there and {data[:12]} here): the task, the tokenizer or the pipeline has "
                     "changed; choose another directory."
                 )
+            if there["config"] != json.loads(json.dumps(config)):
+                self._make_room(here)
         else:
             # First: it makes the directory a run's.
-            self._write(CONFIG, {"program": program, "config": config, "data": data, **about})
+            self._write(CONFIG, here)
         (self.path / "plots").mkdir(exist_ok=True)
+        self._attempt = 1
+        if (self.path / ATTEMPTS).is_file():
+            self._attempt += len((self.path / ATTEMPTS).read_text().splitlines())
         with (self.path / ATTEMPTS).open("a") as attempts:
-            _append(attempts, {"time": time.time(), **about})
+            logs.append(attempts, {"attempt": self._attempt, "time": time.time(), **about})
+
+    def _make_room(self, here: Mapping[str, Any]) -> None:
+        """Make an extended run of a finished one: what comes after training comes again."""
+        # In this order: what a kill leaves goes on by either command.
+        if (self.path / RESULTS).is_file():
+            (self.path / RESULTS).rename(self.path / f"before_extension_{time.time():.0f}.json")
+        for mark in (self.path / "finished").rglob("*.json"):
+            if _read(mark)["steps"] is None:
+                mark.unlink()
+        self._write(CONFIG, here)
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         """What the last checkpoint is about, with its number; None if there is none.
@@ -355,29 +361,23 @@ class Run:
             print(f"{error} Going on from the checkpoint before.")
             return self._last_checkpoint()
 
-    def _open_logs(self) -> None:
-        """Open the logs where the last save has left them."""
-        marks = [_read(path) for path in (self.path / "finished").rglob("*.json")]
+    def _open_logs(self, config: Mapping[str, Any]) -> logs.Logs | None:
+        """Open the logs where the last save has left them; None where another process writes."""
         last = self._last_checkpoint()
         self._next = last["number"] + 1 if last else 0
+        if not self._writes:
+            return None
+        marks = [_read(path) for path in (self.path / "finished").rglob("*.json")]
         positions = [mark["logs"] for mark in marks] + ([last["logs"]] if last else [])
-        position = max(positions, key=lambda logs: [logs[name] for name in LOGS], default=None)
-        self._logs = {name: (self.path / name).open("a+", buffering=1) for name in LOGS}
-        for name, log in self._logs.items():
-            end = position[name] if position else 0
-            if log.seek(0, os.SEEK_END) < end:
-                raise ValueError(
-                    f"{self.path / name}: is shorter than when the run was saved; choose another "
-                    "workdir."
-                )
-            log.truncate(end)
+        position = max(positions, key=lambda at: [at[name] for name in logs.FILES], default=None)
+        trackers = [logs.tensorboard(self.path / "events" / str(self._attempt))]
+        if self._saving.wandb_project:
+            project = self._saving.wandb_project
+            trackers.append(logs.weights_and_biases(project, self.path, config))
+        return logs.Logs(self.path, position, trackers)
 
     def _positions(self) -> dict[str, int]:
-        """How long the logs are, all of it on the disk."""
-        for log in self._logs.values():
-            log.flush()
-            os.fsync(log.fileno())
-        return {name: os.fstat(log.fileno()).st_size for name, log in self._logs.items()}
+        return self._logs.positions() if self._logs else {}
 
     def _must_stop(self) -> str | None:
         """Why the run must stop, if it must."""
@@ -394,20 +394,30 @@ class Run:
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
+        if not self._writes:
+            return
         path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         with partial.open("w") as file:
-            file.write(json.dumps(content, indent=2, default=_plain) + "\n")
+            file.write(json.dumps(content, indent=2, default=logs.plain) + "\n")
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
 
 
+def _any_process(said: bool) -> bool:
+    """Whether any process of the job says so."""
+    if jax.process_count() == 1:
+        return said
+    return bool(multihost_utils.process_allgather(np.array(said)).any())
+
+
 def _check_unfinished(
-    workdir: str | os.PathLike, program: str, config: Mapping[str, Any]
+    workdir: str | os.PathLike, program: str, config: Mapping[str, Any], extend: bool
 ) -> None:
     """Raise a ValueError if the directory holds a finished run, or something else."""
-    if finished_results(workdir, program, config) is not None:
+    if finished_results(workdir, program, config, extend) is not None:
         raise ValueError(f"workdir={workdir}: this run has finished; choose another one.")
 
 
@@ -423,59 +433,3 @@ def _lock(path: Path) -> TextIO:
             "directory."
         ) from error
     return lock
-
-
-def _append(file: TextIO, row: Mapping[str, Any]) -> None:
-    file.write(json.dumps(row, default=_plain) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and numpy numbers as JSON."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic | jax.Array) else str(value)
-
-
-@dataclasses.dataclass
-class Progress:
-    """A progress bar with tokens/s and time left; a plain line now and then off a terminal.
-
-    Attributes:
-      label: what is being done.
-      total: steps to come.
-      every: seconds between plain lines.
-      done: steps that were done before.
-    """
-
-    label: str
-    total: int
-    every: float = 15.0
-    done: int = 0
-
-    def __post_init__(self) -> None:
-        self._bar = tqdm(
-            total=self.total, initial=self.done, desc=self.label,
-            disable=not sys.stderr.isatty(), unit="step",
-        )
-        self._done, self._tokens = self.done, 0.0
-        self._started = self._spoke = time.monotonic()
-
-    def advance(self, tokens: float = 0.0, **shown: float) -> None:
-        """One more step, of so many tokens if it counts any; `shown` are figures worth a look."""
-        self._done += 1
-        self._tokens += tokens
-        now = time.monotonic()
-        rate = self._tokens / max(now - self._started, 1e-9)
-        figures = {name: f"{value:.3f}" for name, value in shown.items()}
-        if self._tokens:
-            figures["tokens/s"] = f"{rate:,.0f}"
-        self._bar.set_postfix(figures, refresh=False)
-        self._bar.update()
-        if self._bar.disable and (now - self._spoke > self.every or self._done == self.total):
-            self._spoke = now
-            pace = (now - self._started) / (self._done - self.done)
-            left = pace * (self.total - self._done)
-            told = "  ".join(f"{name} {value}" for name, value in figures.items())
-            print(f"{self.label}  {self._done}/{self.total}  {told}  {left:.0f} s left", flush=True)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reasoning.models.axes import constrain
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag, tag_to_id
-from reasoning.models.transformer import KVCache, Transformer, init_cache
+from reasoning.models.transformer import KVCache, Transformer, gather_for_sampling, init_cache
 from reasoning.sampling.filters import Filters, choose, filter_logits
 
 STOP_EOS, STOP_LENGTH = 0, 1  # values of Samples.stop_reason
@@ -107,7 +108,7 @@ def sample(
     num_prompts, num_samples = tags.shape
     prompt_length = prompts.shape[1]
     check_lengths(config, prompt_length, max_new_tokens)
-    model = Transformer(config)
+    model, params = Transformer(config), gather_for_sampling(config, params)
 
     cache = init_cache(config, num_prompts, prompt_length + max_new_tokens)
     logits, cache = model.apply(
@@ -153,6 +154,8 @@ def sample(
         jnp.zeros((num_rows, max_new_tokens)),
     )
     _, _, _, done, tokens, log_probs = jax.lax.while_loop(unfinished, step, start)
+    # Whole on every device, so that each process can read what all have drawn.
+    tokens, log_probs = constrain(tokens, None, None), constrain(log_probs, None, None)
     ended = jnp.cumsum(tokens == eos_id, axis=1)
     mask = (ended - (tokens == eos_id)) == 0  # nothing before it is <eos>
     return Samples(
@@ -160,7 +163,7 @@ def sample(
         mask=mask,
         log_probs=log_probs,
         tags=id_to_tag(config, tokens[:, 0]),
-        stop_reason=jnp.where(done, STOP_EOS, STOP_LENGTH),
+        stop_reason=jnp.where(constrain(done, None), STOP_EOS, STOP_LENGTH),
     )
 
 

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 
 from reasoning.runtime import runs
+from reasoning.runtime.progress import Progress
+from reasoning.runtime.provenance import fingerprint, first_difference
 from reasoning.runtime.runs import (
-    Progress,
     Run,
     Saving,
-    fingerprint,
     finished_results,
-    first_difference,
 )
 
 PROGRAM = "experiments.sft"
@@ -169,6 +168,8 @@ def test_a_finished_run_cannot_be_opened(workdir):
 HOLD = """
 import sys
 from reasoning.runtime import runs
+from reasoning.runtime.progress import Progress
+from reasoning.runtime.provenance import fingerprint, first_difference
 runs.git_revision = lambda: None
 with runs.Run(sys.argv[1], "experiments.sft", {"seed": 0}):
     print("open", flush=True)

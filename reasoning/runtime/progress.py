@@ -1,0 +1,54 @@
+"""How far a phase is, for whoever watches."""
+
+import dataclasses
+import sys
+import time
+
+from tqdm import tqdm
+
+
+@dataclasses.dataclass
+class Progress:
+    """A progress bar with tokens/s and time left; a plain line now and then off a terminal.
+
+    Attributes:
+      label: what is being done.
+      total: steps to come.
+      every: seconds between plain lines.
+      done: steps that were done before.
+    """
+
+    label: str
+    total: int
+    every: float = 15.0
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self._bar = tqdm(
+            total=self.total, initial=self.done, desc=self.label,
+            disable=not sys.stderr.isatty(), unit="step",
+        )
+        self._done, self._tokens = self.done, 0.0
+        self._started = self._spoke = time.monotonic()
+
+    def advance(self, tokens: float = 0.0, **shown: float) -> None:
+        """One more step, of so many tokens if it counts any; `shown` are figures worth a look."""
+        self._done += 1
+        self._tokens += tokens
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._started, 1e-9)
+        figures = {name: f"{value:.3f}" for name, value in shown.items()}
+        if self._tokens:
+            figures["tokens/s"] = f"{rate:,.0f}"
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.update()
+        if self._bar.disable and (now - self._spoke > self.every or self._done == self.total):
+            self._spoke = now
+            pace = (now - self._started) / (self._done - self.done)
+            left = pace * (self.total - self._done)
+            told = "  ".join(f"{name} {value}" for name, value in figures.items())
+            print(f"{self.label}  {self._done}/{self.total}  {told}  {left:.0f} s left", flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()

@@ -1,0 +1,69 @@
+"""What a run's figures depend on beside its code: versions, revision, configuration, data."""
+
+import dataclasses
+import hashlib
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "sentencepiece", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on beside the configuration."""
+    found = {package: metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **found, "device": jax.devices()[0].device_kind}
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with `+changes` if files differ from it; None outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40"]
+    try:
+        done = subprocess.run([*command, "--dirty=+changes"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.decode().strip()
+
+
+def fingerprint(data: Any) -> str:
+    """A checksum of nested dataclasses, mappings, sequences, arrays and plain values."""
+    digest = hashlib.sha256()
+
+    def add(item: Any) -> None:
+        if dataclasses.is_dataclass(item):
+            item = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+        if isinstance(item, Mapping):
+            item = [part for key in sorted(item) for part in (key, item[key])]
+        if isinstance(item, np.ndarray | jax.Array):
+            digest.update(f"{item.dtype}{item.shape}".encode())
+            digest.update(np.asarray(item).tobytes())
+        elif isinstance(item, Sequence) and not isinstance(item, str | bytes):
+            digest.update(f"({len(item)}".encode())
+            for part in item:
+                add(part)
+        else:
+            digest.update(repr(item).encode())
+
+    add(data)
+    return digest.hexdigest()
+
+
+def first_difference(old: Mapping, new: Mapping, prefix: str = "") -> str | None:
+    """The first key at which two nested configurations differ, with both values."""
+    for key in sorted({*old, *new}):
+        before, after = (repr(side[key]) if key in side else "absent" for side in (old, new))
+        if before == after:
+            continue
+        if isinstance(old.get(key), Mapping) and isinstance(new.get(key), Mapping):
+            inner = first_difference(old[key], new[key], f"{prefix}{key}.")
+            if inner:
+                return inner
+        else:
+            return f"{prefix}{key} is {before} there and {after} here"
+    return None
