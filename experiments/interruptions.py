@@ -111,10 +111,10 @@ def timeless(item: Any) -> Any:
 def policies(run: Path) -> Iterator[tuple[str, list[bytes]]]:
     """The parameters of each policy of a run, as bytes."""
     with ocp.StandardCheckpointer() as checkpointer:
-        for path in sorted((run / "policies").glob("**/0/state")):
+        for path in sorted(run.glob("policies/**/state")):
             tree = checkpointer.restore(path.absolute())
             leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
-            yield str(path.parent.parent.relative_to(run / "policies")), leaves
+            yield str(path.relative_to(run / "policies")), leaves
 
 
 if __name__ == "__main__":

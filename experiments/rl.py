@@ -22,7 +22,12 @@ import numpy as np
 import optax
 
 from experiments import launch
-from experiments.rl_steps import compiled_reward, compiled_steps, seeds_side_by_side
+from experiments.rl_steps import (
+    chosen_reward,
+    compiled_reward,
+    compiled_steps,
+    seeds_side_by_side,
+)
 from experiments.sft import (
     Data,
     Setup,
@@ -42,7 +47,7 @@ from reasoning.learning.algorithms import make_algorithm
 from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
 from reasoning.learning.rollouts import Metrics
-from reasoning.rewards.device import device_reward, problem_arrays
+from reasoning.rewards.device import problem_arrays
 from reasoning.rewards.shaping import task_ids
 from reasoning.runtime.checkpoints import save_tree
 from reasoning.runtime.meshes import MeshShape, param_shardings
@@ -123,7 +128,7 @@ def rl_problems(setup: Setup, settings: ml_collections.ConfigDict, seed: int) ->
         )
     # Padded to the length of the held-out prompts.
     ids, mask = pad_prompts([*texts, [0] * setup.prompt_length], setup.tokenizer.pad_id)
-    on_device = device_reward(setup.task, setup.tokenizer) is not None
+    on_device = chosen_reward(setup, settings) is not None
     metadata = problem_arrays(setup.task, problems) if on_device else np.arange(len(problems))
     index = np.arange(len(problems), dtype=np.int32)
     return Problems(problems, ro.PromptBatch(ids[:-1], mask[:-1], index, metadata))
@@ -355,13 +360,15 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
     for name in ("steps", "problems", "validate_every", "validation_samples", "max_skipped"):
         if settings[name] < 1:
             raise ValueError(f"{section}.{name}={settings[name]}: must be at least 1.")
+    if settings.reward not in ("device", "host"):
+        raise ValueError(f"{section}.reward={settings.reward!r}: must be device or host.")
     parts = MeshShape(**config.mesh).rows
     scored = settings.prompts // (settings.minibatches * settings.microbatches)
     if settings.prompts % parts or scored * settings.samples % parts:
         raise ValueError(
-            f"{section}.prompts={settings.prompts}: it, and the {scored * settings.samples} rows of "
-            f"a microbatch, must be multiples of the {parts} parts that replica, data and fsdp of "
-            f"the mesh make; choose more prompts or fewer {section}.microbatches."
+            f"{section}.prompts={settings.prompts}: it, and the {scored * settings.samples} rows "
+            f"of a microbatch, must be multiples of the {parts} parts that replica, data and fsdp "
+            f"of the mesh make; choose more prompts or fewer {section}.microbatches."
         )
     if settings.rounds > 1 and not on_device:
         raise ValueError(

@@ -30,9 +30,14 @@ from reasoning.sampling.sampler import Samples
 Advance = Callable[[PolicyState, ro.PromptBatch, jax.Array], tuple[PolicyState, Metrics]]
 
 
+def chosen_reward(setup: Setup, settings: ml_collections.ConfigDict) -> RewardFn | None:
+    """The task's reward on the device; None where it is judged on the host."""
+    return device_reward(setup.task, setup.tokenizer) if settings.reward == "device" else None
+
+
 def compiled_reward(setup: Setup, settings: ml_collections.ConfigDict) -> bool:
     """Whether the reward is compiled into one program with sampler and update."""
-    return settings.one_program and device_reward(setup.task, setup.tokenizer) is not None
+    return settings.one_program and chosen_reward(setup, settings) is not None
 
 
 def seeds_side_by_side(num_seeds: int) -> bool:
@@ -135,7 +140,7 @@ def compiled_steps(
     num_seeds: int,
 ) -> Iterator[Advance]:
     """The steps that the settings ask for; worker processes of a host reward end with the block."""
-    on_device = device_reward(setup.task, setup.tokenizer)
+    on_device = chosen_reward(setup, settings)
     if compiled_reward(setup, settings):
         side_by_side, num_devices = seeds_side_by_side(num_seeds), devices_for(num_seeds)
         yield one_program(config, optimizer, on_device, side_by_side, num_devices)

@@ -121,6 +121,7 @@ def rl_settings() -> ml_collections.ConfigDict:
     rl.validation_samples = 8
     rl.printed = 3  # completions shown at every validation; all are in completions.jsonl
     rl.max_skipped = 5  # so many steps in a row without a finite gradient end the run
+    rl.reward = "device"  # or host: by worker processes, as for a task without one on the device
     rl.one_program = True  # False: sampling, reward and update in turn, each timed
     rl.workers = 0  # processes for a reward on the host
     return rl

@@ -32,9 +32,8 @@ def spelled_reward(prompts, completions, metadata):
 
 
 def use_reward(monkeypatch, reward):
-    """The task's reward on the device; None: it has none."""
-    for module in (rl, rl_steps):
-        monkeypatch.setattr(module, "device_reward", lambda *_: reward)
+    """The task's reward on the device."""
+    monkeypatch.setattr(rl_steps, "device_reward", lambda *_: reward)
 
 
 def reinforce(path, setup, policies, seeds, **changes):
@@ -183,10 +182,9 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_launcher_writes_both_policies_and_a_host_can_judge(tmp_path, monkeypatch):
-    use_reward(monkeypatch, None)
+def test_the_launcher_writes_both_policies_and_a_host_can_judge(tmp_path):
     config = smoke.get_config()
-    config.rl.workers = 1
+    config.rl.reward, config.rl.workers = "host", 1
     rl.main(config, str(tmp_path / "run"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["arms"]) == ["matched", "matched_gfpo"]
