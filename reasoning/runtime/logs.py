@@ -5,6 +5,7 @@ them. Trackers only watch: TensorBoard's events, one directory for each attempt,
 Biases.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,8 +17,18 @@ import numpy as np
 
 FILES = ("metrics.jsonl", "completions.jsonl")
 
-# `(names and values of scalars, step)` of one training step.
-Tracker = Callable[[Mapping[str, float], int], None]
+
+@dataclasses.dataclass(frozen=True)
+class Tracker:
+    """Who is told of the metrics.
+
+    Attributes:
+      track: takes names and values of scalars, and their step.
+      close: no more will come.
+    """
+
+    track: Callable[[Mapping[str, float], int], None]
+    close: Callable[[], None]
 
 
 class Logs:
@@ -54,8 +65,8 @@ class Logs:
                 for name, value in metrics.items()
                 if name != "seed" and np.ndim(value) == 0
             }
-            for track in self._trackers:
-                track(scalars, step)
+            for tracker in self._trackers:
+                tracker.track(scalars, step)
 
     def completions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to completions.jsonl."""
@@ -70,9 +81,9 @@ class Logs:
         return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
 
     def close(self) -> None:
-        """Close the files."""
-        for file in self._files.values():
-            file.close()
+        """Close the files and the trackers."""
+        for part in (*self._files.values(), *self._trackers):
+            part.close()
 
 
 def tensorboard(path: Path) -> Tracker:
@@ -85,7 +96,7 @@ def tensorboard(path: Path) -> Tracker:
         for name, value in scalars.items():
             writer.add_scalar(name, value, step)
 
-    return track
+    return Tracker(track, writer.close)
 
 
 def weights_and_biases(project: str, path: Path, config: Mapping[str, Any]) -> Tracker:
@@ -108,7 +119,7 @@ def weights_and_biases(project: str, path: Path, config: Mapping[str, Any]) -> T
         phase = next(iter(scalars)).rpartition("/")[0] if scalars else ""
         run.log({**scalars, f"{phase}/step": step})
 
-    return track
+    return Tracker(track, run.finish)
 
 
 def append(file: Any, row: Mapping[str, Any]) -> None:

@@ -261,6 +261,7 @@ class Run:
           state: at the start of the phase.
           carried: a JSON object, at the start.
         """
+        self._checkpoints.wait()  # for what the phase before has saved last
         about = self._last_checkpoint()
         if about is None or about["phase"] != self._phase:
             if self._extended_from is not None:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reasoning.runtime import runs
+from reasoning.runtime import provenance, runs
 from reasoning.runtime.progress import Progress
 from reasoning.runtime.provenance import fingerprint, first_difference
 from reasoning.runtime.runs import (
@@ -65,7 +66,7 @@ def test_a_new_directory_is_made_and_described(workdir):
         assert run.path == workdir and run.seconds >= 0
         assert {path.name for path in workdir.iterdir()} == {
             "config.json", "attempts.jsonl", "metrics.jsonl", "completions.jsonl", "plots",
-            "checkpoints", ".lock",
+            "checkpoints", "events", ".lock",
         }
     about = json.loads((workdir / "config.json").read_text())
     assert about["config"] == json.loads(json.dumps(CONFIG))
@@ -167,7 +168,7 @@ def test_a_finished_run_cannot_be_opened(workdir):
 
 HOLD = """
 import sys
-from reasoning.runtime import runs
+from reasoning.runtime import provenance, runs
 from reasoning.runtime.progress import Progress
 from reasoning.runtime.provenance import fingerprint, first_difference
 runs.git_revision = lambda: None
@@ -454,7 +455,108 @@ def test_git_revision_is_none_without_git(monkeypatch):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", missing)
-    assert runs.git_revision() is None
+    assert provenance.git_revision() is None
+
+
+# Extension
+
+
+def train_to(workdir, steps, extend=False, phases=("seed0/base", "seed0/mixed")):
+    """Phases of so many steps each, the last one's number from `steps`, then a result."""
+    config = {"seed": 0, "finetune": {"steps": steps}}
+    with Run(workdir, PROGRAM, config, "data", Saving(extend=extend)) as run:
+        for name in phases:
+            total = steps if name == phases[-1] else 3
+
+            def work(name=name, total=total):
+                state, done, carried = run.resume({"w": jnp.ones(3)}, {"seen": []})
+                for step in range(done, total):
+                    state = advance(state, step)
+                    run.log_metrics(name, step, {"w": state["w"]})
+                    carried["seen"].append(step)
+                run.save(total, state, carried)
+                return state, carried
+
+            params, spent = run.phase(name, work, like={"w": jnp.zeros(3)}, steps=total)
+
+        def evaluate():
+            run.log_completions([{"w": params["w"]}])
+            return None, {"w": params["w"].tolist()}
+
+        run.finish(run.phase("seed0/results", evaluate)[1] | spent)
+    return config
+
+
+def test_an_extended_run_is_the_longer_run(tmp_path, workdir):
+    short = train_to(workdir, 4)
+    assert finished_results(workdir, PROGRAM, short)["steps"] == 3 + 4
+    before = snapshot(workdir)
+    long = {"seed": 0, "finetune": {"steps": 6}}
+    with pytest.raises(ValueError, match=r"finetune\.steps is 4 there and 6 here"):
+        finished_results(workdir, PROGRAM, long)
+    assert finished_results(workdir, PROGRAM, long, extend=True) is None
+    assert snapshot(workdir) == before
+    train_to(workdir, 6, extend=True)
+    train_to(tmp_path / "alone", 6)
+    results = [finished_results(path, PROGRAM, long) for path in (workdir, tmp_path / "alone")]
+    for name in ("w", "seen", "steps"):
+        assert results[0][name] == results[1][name]
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        assert (workdir / name).read_text() == (tmp_path / "alone" / name).read_text()
+    (old,) = workdir.glob("before_extension_*.json")
+    assert json.loads(old.read_text())["steps"] == 7
+
+
+@pytest.mark.parametrize("config", [
+    {"seed": 0, "finetune": {"steps": 3}}, {"seed": 1, "finetune": {"steps": 6}},
+    {"seed": 0, "finetune": {"steps": 6, "rows": 1}},
+])
+def test_only_more_steps_extend_a_run(workdir, config):
+    train_to(workdir, 4)
+    with pytest.raises(ValueError, match="another configuration"):
+        finished_results(workdir, PROGRAM, config, extend=True)
+
+
+def test_a_phase_that_others_came_after_cannot_be_extended(workdir):
+    train_to(workdir, 4, phases=("seed0/mixed",))
+    with Run(workdir, PROGRAM, {"seed": 0, "finetune": {"steps": 6}}, "data",
+             Saving(extend=True)) as run:
+        run.phase("seed0/other", lambda: (run.save(1, {"w": jnp.ones(1)}, {}), {}), steps=1)
+        with pytest.raises(ValueError, match=r"extend: seed0/mixed has ended at step 4"):
+            run.phase("seed0/mixed", lambda: run.resume({}, {}), steps=6)
+
+
+# Trackers
+
+
+def test_events_hold_the_numbers_of_every_attempt(workdir):
+    for attempt in (1, 2):
+        with Run(workdir, PROGRAM, CONFIG) as run:
+            for step in range(3):
+                run.log_metrics("base", step, {"seed": 0, "loss": step / 4, "usage": [1, 2]})
+        (file,) = (workdir / "events" / str(attempt)).iterdir()
+        content = file.read_bytes()
+        assert content.count(b"seed0/base/loss") == 3 and b"usage" not in content
+    attempts = [json.loads(line) for line in (workdir / "attempts.jsonl").open()]
+    assert [attempt["attempt"] for attempt in attempts] == [1, 2]
+
+
+def test_weights_and_biases_is_asked_for_and_missing(workdir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"wandb_project='mine': wandb is not installed"):
+        Run(workdir, PROGRAM, CONFIG, saving=Saving(wandb_project="mine"))
+
+
+def test_weights_and_biases_gets_every_step_once_more(workdir, monkeypatch):
+    told = []
+    run = types.SimpleNamespace(log=told.append, finish=lambda: told.append("end"))
+    fake = types.SimpleNamespace(init=lambda **about: told.append(about) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with Run(workdir, PROGRAM, CONFIG, saving=Saving(wandb_project="mine")) as open_run:
+        open_run.log_metrics("base", 7, {"seed": 0, "loss": 0.5})
+    assert told[0]["project"] == "mine" and told[0]["resume"] == "allow"
+    assert told[1] == {"seed0/base/loss": 0.5, "seed0/base/step": 7}
+    assert told[2:] == ["end"]
 
 
 # Progress
