@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,8 @@ def refuse(error: object) -> NoReturn:
     # config file's own error into the message.
     while isinstance(error, Exception) and error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
+    if isinstance(error, OSError) and error.filename:
+        error = f"{error.filename}: {error.strerror}; mend that, and the same command goes on."
     missing = isinstance(error, KeyError)
     message = f"the configuration has no key {error.args[0]}" if missing else str(error).strip()
     if "Traceback" in message:
@@ -69,6 +72,17 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
+        refuse(error)
+
+
+@contextlib.contextmanager
+def unwritable() -> Iterator[None]:
+    """A run whose directory can no longer be written ends with one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
         refuse(error)
 
 
@@ -93,7 +107,7 @@ def run_program(
             data = make_data(setup, config)
             read = fingerprint((setup.tokenizer.fingerprint, data))
             run = Run(workdir, program, config.to_dict(), read, saving())
-        with run, use_mesh(setup.mesh):
+        with unwritable(), run, use_mesh(setup.mesh):
             seeds = run_seeds(run, setup, data, config)
             results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
             if jax.process_index() == 0:

@@ -11,11 +11,13 @@ or not at all: Orbax writes it aside and renames it. A step that is damaged or l
 never passed over.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,7 +66,7 @@ class Checkpoints:
             ),
             item_names=ITEMS,
         )
-        self._saving: int | None = None
+        self._saving, self._waiting = -1, False
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -100,25 +102,34 @@ class Checkpoints:
           step: higher than all before.
           state: a tree of arrays.
           about: a JSON object.
+
+        Raises:
+          OSError: this or the save before could not be written; the steps before are there.
         """
         self.wait()
-        self._saving = step
+        self._saving, self._waiting = step, True
         flat = _flat(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(flat),
-                about=ocp.args.JsonSave({**about, "tree": describe(flat)}),
-            ),
-            metrics=about.get("metrics"),
-        )
+        with self._system_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(flat),
+                    about=ocp.args.JsonSave({**about, "tree": describe(flat)}),
+                ),
+                metrics=about.get("metrics"),
+            )
 
     def wait(self) -> None:
-        """Wait until what is being saved is there; raises what went wrong."""
-        self._manager.wait_until_finished()
-        if self._saving is not None and jax.process_index() == 0:
+        """Wait until what is being saved is there.
+
+        Raises:
+          OSError: it could not be written; the steps before are there.
+        """
+        waiting, self._waiting = self._waiting, False  # a save that fails is asked about once
+        with self._system_errors():
+            self._manager.wait_until_finished()
+        if waiting and jax.process_index() == 0:
             _replace(self.directory / LATEST, {"step": self._saving})
-        self._saving = None
 
     def about(self, step: int) -> dict[str, Any]:
         """The JSON object of a complete step.
@@ -168,6 +179,18 @@ class Checkpoints:
         if steps and lost <= steps[-1]:
             self._manager.delete(steps.pop())
         _replace(named, {"step": max(steps, default=-1)})
+
+    @contextlib.contextmanager
+    def _system_errors(self) -> Iterator[None]:
+        """What tensorstore says of the file system (a full disk) as the OSError that it is."""
+        try:
+            yield
+        except ValueError as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(self.directory)) from error
 
     def _add_checksums(self) -> None:
         """Complete the step whose files are all written; then Orbax renames it."""

@@ -164,7 +164,7 @@ class Run:
         self._saving, self._started = saving, time.monotonic()
         self._writes = jax.process_index() == 0
         _check_unfinished(workdir, program, config, saving.extend)  # before anything is written
-        self._lock = None
+        self._lock = self._checkpoints = None
         if self._writes:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path)
@@ -178,6 +178,8 @@ class Run:
             self._checkpoints = Checkpoints(self.path / "checkpoints")
             self._logs = self._open_logs(config)
         except BaseException:
+            if self._checkpoints:
+                self._checkpoints.close()
             if self._lock:
                 self._lock.close()
             raise

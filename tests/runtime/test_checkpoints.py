@@ -140,6 +140,26 @@ def test_a_damaged_step_can_be_dropped(saved):
         same(checkpoints.restore(3, make_state()), make_state(7))
 
 
+def test_a_disk_that_is_full_is_an_os_error_and_the_step_before_is_there(saved, monkeypatch):
+    words = "RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']"
+
+    def fail(*_):
+        raise ValueError(words)
+
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.save(4, make_state(4), {})
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "wait_until_finished", fail)
+            with pytest.raises(OSError, match="No space left on device") as error:
+                checkpoints.wait()
+        assert error.value.errno == 28 and error.value.filename == str(saved)
+    # The step that failed is not said to have been there: losing it is no damage.
+    assert json.loads((saved / "latest.json").read_text()) == {"step": 3}
+    shutil.rmtree(saved / "4")
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.latest() == 3
+
+
 def test_what_a_kill_leaves_of_a_save_is_no_step(saved):
     shutil.copytree(saved / "3", saved / "4.orbax-checkpoint-tmp-1")
     with Checkpoints(saved) as checkpoints:
