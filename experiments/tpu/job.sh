@@ -231,7 +231,7 @@ retry() {
             FAILED) give_up ;;
             PREEMPTED | SUSPENDED)
                 remove || doubt "the TPU cannot be deleted." 1
-                launched='' doubted=''
+                doubted=''
                 ;;
             ACTIVE)
                 look_job

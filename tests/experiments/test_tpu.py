@@ -304,8 +304,9 @@ ROUND = ["scp", "install", "launch"]
 
 
 @on_a_worker
-def test_retry_goes_on_after_a_preemption_and_after_a_stop(cloud):
-    cloud.ends("preempted", "75", "0")
+@pytest.mark.parametrize("gone", ["PREEMPTED", "TERMINATED"])
+def test_retry_goes_on_after_a_preemption_and_after_a_stop(gone, cloud):
+    cloud.ends(gone, "75", "0")
     done = cloud.retry()
     assert done.returncode == 0, done.stderr
     assert cloud.verbs() == ["create", *ROUND, "delete", "create", *ROUND, "stop", *ROUND]
@@ -357,6 +358,19 @@ def test_retry_launches_again_what_a_restart_has_ended(installed):
     assert "lost" in installed.run("status").stdout
     assert installed.retry().returncode == 0
     assert len(installed.experiments()) == 2
+
+
+@on_a_worker
+def test_retry_launches_everywhere_again_what_one_worker_has_lost(two_workers):
+    for worker, end in enumerate(("until_stopped", "0")):
+        two_workers.ends(end, "0", worker=worker)
+    two_workers.run("create", *NEW)
+    two_workers.run("install")
+    two_workers.run("launch", *EXPERIMENT)
+    two_workers.wait_for(lambda: "ended 0" in two_workers.run("status").stdout)
+    shutil.rmtree(two_workers.home(1) / "job")
+    assert two_workers.retry().returncode == 0
+    assert [len(two_workers.experiments(worker)) for worker in range(2)] == [2, 2]
 
 
 @on_a_worker
