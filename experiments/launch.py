@@ -170,9 +170,12 @@ def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
         program(_CONFIG.value, _WORKDIR.value)
 
     def parse(argv: list[str]) -> list[str]:
-        # A default given to the flag itself would be loaded while this module is imported.
-        if not any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
-            argv = [argv[0], f"--config={_DEFAULT_CONFIG}", *argv[1:]]
+        # The file comes before what changes it, wherever it was given; a default given to the flag
+        # itself would be loaded while this module is imported.
+        files = [a for a in argv[1:] if a.startswith(("--config=", "-config="))]
+        if not files and not {"--config", "-config"} & set(argv):
+            files = [f"--config={_DEFAULT_CONFIG}"]
+        argv = [argv[0], *files, *(a for a in argv[1:] if a not in files)]
         try:
             left = flags.FLAGS(argv)
             _CONFIG.value  # noqa: B018 - loads the file, so that its errors come here

@@ -1,6 +1,7 @@
 """Reinforcement learning with verifiable rewards: any task, any algorithm, any starting policy.
 
-    python -m experiments.rl --workdir=runs/gfpo --config.arm=matched --config.rl.algorithm=gfpo
+    python -m experiments.rl --workdir=runs/gfpo --config.arm=matched --config.rl.algorithm=gfpo \
+        --config.rl.trained=strategies
     python -m experiments.rl --workdir=runs/grpo --config.arm=mixed --config.rl.algorithm=grpo
 
 Pre-trains and fine-tunes under `config.arm` as `experiments.sft` does, then improves that policy by
@@ -411,6 +412,12 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
         setup = set_up(config, (config.arm,))
         check_rl(setup, config, "rl")
         check_seeds(setup, config, "rl")
+        tags = setup.trained_tags(config.arm)
+        if rl_config(setup, config.rl).algorithm.on_fork and len(tags) == 1:
+            raise ValueError(
+                f"rl.algorithm={config.rl.algorithm!r}: learns which tag to choose, and the arm "
+                f"{config.arm!r} trains a single one; choose another arm, or rl.algorithm=grpo."
+            )
         return setup
 
     def make_data(setup: Setup, config: ml_collections.ConfigDict) -> RLData:

@@ -55,6 +55,11 @@ def finished_results(
     Raises:
       ValueError: the directory holds something else, in one sentence.
     """
+    if "://" in str(workdir):
+        raise ValueError(
+            f"workdir={workdir}: a run needs a file system, for its lock and its logs; mount the "
+            "bucket (docs/tpu.md)."
+        )
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir={workdir}: is a file; choose a directory.")

@@ -247,6 +247,13 @@ def test_a_run_that_came_just_before_the_lock_is_left_alone(
     lock(workdir).close()  # and the lock is free
 
 
+def test_a_bucket_is_refused_and_no_directory_of_that_name_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"workdir=gs://bucket/run: a run needs a file system"):
+        Run("gs://bucket/run", PROGRAM, CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_is_refused(tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(ValueError, match=r": is a file; choose a directory\.$"):
