@@ -7,6 +7,8 @@ rl: a step of GRPO, on the work that peers are timed on.
 program: many steps of GRPO on group words as one program, for one seed and for 8 at once; the 8 are
     cut over the devices, so that with --jax_num_cpu_devices=2 each core of two has four of them.
 
+checkpoint: what saving costs the loop of supervised fine-tuning, and restoring.
+
 `first_s` is the first call, with compilation; what is compared runs in turn, and `median_s` is the
 median of the later `laps`. `load1` says whether the machine was idle, as it should be.
 """
@@ -16,6 +18,7 @@ import json
 import os
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -32,14 +35,17 @@ from experiments.configs import group_words
 from experiments.rl import rl_config, rl_optimizer, rl_problems, start_seeds
 from experiments.rl_steps import devices_for, one_program
 from experiments.sft import Setup, set_up
+from reasoning.data.pipelines import TraceBatch
 from reasoning.learning.algorithms import make_algorithm
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
 from reasoning.learning.rl_updates import make_rl_step
 from reasoning.learning.rollouts import Metrics, PromptBatch, RolloutConfig
-from reasoning.models.config import ModelConfig
+from reasoning.learning.updates import init_state, sft_update
+from reasoning.models.config import ModelConfig, count_parameters
 from reasoning.models.transformer import init_params
 from reasoning.rewards.device import device_reward
 from reasoning.rewards.verdicts import Completions, Verdicts, reason_id
+from reasoning.runtime.checkpoints import Checkpoints
 
 NUM_SEEDS = 8
 SIZES = ["peer", "tiny"]
@@ -238,9 +244,68 @@ def measure_program(size: str, repeats: int) -> Iterator[Row]:
         )
 
 
+def checkpoint_model(size: str) -> ModelConfig:
+    """A model of 350 million parameters, or a tiny one."""
+    if size == "tiny":
+        return step_config("tiny").model
+    return ModelConfig(
+        vocab_size=32_000, num_strategies=8, d_model=1024, num_layers=24, num_heads=16,
+        num_kv_heads=16, head_dim=64, d_ff=2816, max_length=256, position_encoding="rope",
+        scan_layers=True, remat="full",
+    )
+
+
+def measure_checkpoint(size: str, repeats: int) -> Iterator[Row]:
+    """Steps of AdamW, one lap each, with a save after every other one; then a restore."""
+    model = checkpoint_model(size)
+    optimizer = optax.adamw(1e-4)
+    rows, length = 4, model.max_length
+    rng = np.random.default_rng(0)
+    batch = TraceBatch(
+        tokens=rng.integers(0, model.vocab_size, (rows, length)).astype(np.int32),
+        lengths=np.full(rows, length, np.int32),
+        fork=np.full(rows, 4, np.int32),
+        problem=np.arange(rows, dtype=np.int32),
+        slot=np.zeros(rows, np.int32),
+        problem_seed=np.arange(rows, dtype=np.uint32),
+    )
+    state = init_state(init_params(model, jax.random.key(0)), optimizer)
+    num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+    laps, beside, blocked, written, saved = [], [], [], [], 0.0
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep_last=1) as checkpoints:
+        for lap in range(1 + 2 * repeats):
+            started = time.perf_counter()
+            state, _ = sft_update(
+                state, batch, batch.slot, config=model, optimizer=optimizer
+            )
+            jax.block_until_ready(state)
+            (laps if lap % 2 == 0 else beside).append(time.perf_counter() - started)
+            if lap % 2:
+                checkpoints.wait()
+                written.append(time.perf_counter() - saved)
+            else:
+                saved = time.perf_counter()
+                checkpoints.save(lap, state, {})
+                blocked.append(time.perf_counter() - saved)
+        checkpoints.wait()
+        started = time.perf_counter()
+        jax.block_until_ready(checkpoints.restore(2 * repeats, state))
+        restored = time.perf_counter() - started
+    step = statistics.median(laps[1:])
+    yield report(
+        "checkpoint", size, rows * length, laps,
+        parameters=count_parameters(model), bytes=num_bytes,
+        blocked_s=round(statistics.median(blocked[1:]), 4),
+        blocked_share=round(statistics.median(blocked[1:]) / step, 4),
+        step_while_writing_s=round(statistics.median(beside), 4),
+        written_s=round(statistics.median(written), 2), restored_s=round(restored, 2),
+    )
+
+
 MEASUREMENTS: dict[str, Callable[[str, int], Iterator[Row]]] = {
     "rl": measure_rl,
     "program": measure_program,
+    "checkpoint": measure_checkpoint,
 }
 
 _ONLY = flags.DEFINE_list("only", list(MEASUREMENTS), f"Some of {', '.join(MEASUREMENTS)}.")

@@ -67,6 +67,7 @@ class Checkpoints:
             item_names=ITEMS,
         )
         self._saving, self._waiting = -1, False
+        self._verified: set[int] = set()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -177,6 +178,7 @@ class Checkpoints:
         steps = self.steps()
         lost = json.loads(named.read_text())["step"] if named.is_file() else -1
         if steps and lost <= steps[-1]:
+            self._verified.discard(steps[-1])
             self._manager.delete(steps.pop())
         _replace(named, {"step": max(steps, default=-1)})
 
@@ -203,6 +205,8 @@ class Checkpoints:
 
     def _verify(self, step: int) -> None:
         """Raise DamagedCheckpoint if a file of a complete step is not what was written."""
+        if step in self._verified:
+            return
         folder = self.directory / str(step)
         try:
             sums = json.loads((folder / CHECKSUMS).read_text())
@@ -214,6 +218,7 @@ class Checkpoints:
                 raise DamagedCheckpoint(f"{path}: is missing.")
             if _checksum(path) != expected:
                 raise DamagedCheckpoint(f"{path}: its content is not what was written.")
+        self._verified.add(step)
 
 
 def save_tree(directory: str | os.PathLike, tree: Any, about: Mapping[str, Any]) -> None:

@@ -51,6 +51,13 @@ def test_a_program_is_timed_for_one_seed_and_for_8_and_never_asks_the_host():
     assert isinstance(one["bitwise_equal"], bool)
 
 
+def test_a_checkpoint_is_timed_beside_the_steps():
+    (row,) = rows("checkpoint")
+    check(row, "checkpoint")
+    assert row["bytes"] > 12 * row["parameters"] and row["blocked_s"] > 0
+    assert row["written_s"] >= row["blocked_s"] and row["restored_s"] > 0
+
+
 def test_a_host_callback_is_found():
     def step(state):
         shape = jax.ShapeDtypeStruct(state.shape, state.dtype)
