@@ -1,6 +1,6 @@
 """Kill a run again and again at random moments: does it end as the run that nobody disturbed?
 
-    python -m experiments.interruptions --workdir=runs/kills --kills=50 \
+    python -m experiments.interruptions --directory=runs/kills --kills=50 \
         --program=experiments.quickstart -- --config=experiments/configs/smoke.py
 
 Runs the program once undisturbed, and then under SIGKILL at random moments, each time started again
@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs are written.", required=True)
+_DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs are written.", required=True)
 _PROGRAM = flags.DEFINE_string("program", "experiments.quickstart", "The launcher to disturb.")
 _KILLS = flags.DEFINE_integer("kills", 50, "How often.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
@@ -35,37 +35,38 @@ CLOCKS = ("seconds", "tokens_per_second", "evaluation_seconds", "versions")
 
 def main(argv: Sequence[str]) -> int:
     """Run, kill, compare; 0 if all that came to an end is equal."""
-    workdir = Path(_WORKDIR.value)
-    alone, disturbed = workdir / "alone", workdir / "disturbed"
+    directory = Path(_DIRECTORY.value)
+    alone, disturbed = directory / "alone", directory / "disturbed"
     command = [sys.executable, "-m", _PROGRAM.value, "--save_every=0", *argv[1:]]
-    run([*command, f"--workdir={workdir / 'first'}"], workdir, None)  # fills the compilation cache
+    # The first run fills the compilation cache.
+    run([*command, f"--workdir={directory / 'first'}"], directory, None)
     started = time.monotonic()
-    run([*command, f"--workdir={alone}"], workdir, None)
+    run([*command, f"--workdir={alone}"], directory, None)
     span = time.monotonic() - started
     rng, kills, ends = random.Random(_SEED.value), 0, 0
     differences: list[str] = []
     while kills < _KILLS.value:
-        if not run([*command, f"--workdir={disturbed}"], workdir, rng.uniform(0, span)):
+        if not run([*command, f"--workdir={disturbed}"], directory, rng.uniform(0, span)):
             kills += 1
             continue
         ends += 1
         differences += compare(alone, disturbed)
         shutil.rmtree(disturbed)
-    run([*command, f"--workdir={disturbed}"], workdir, None)
+    run([*command, f"--workdir={disturbed}"], directory, None)
     differences += compare(alone, disturbed)
     told = {"program": _PROGRAM.value, "kills": kills, "runs": ends + 1, "differences": differences}
     print(json.dumps(told))
     return 1 if differences else 0
 
 
-def run(command: Sequence[str], workdir: Path, limit: float | None) -> bool:
+def run(command: Sequence[str], directory: Path, limit: float | None) -> bool:
     """Run to the end, or kill after `limit` seconds; whether it came to its end.
 
     Raises:
       RuntimeError: it failed.
     """
     cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(directory / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     process = subprocess.Popen(

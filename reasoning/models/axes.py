@@ -28,9 +28,14 @@ def partition(
     return PartitionSpec(*cut)
 
 
+def in_force() -> bool:
+    """Whether names mean anything here: there are rules and a mesh of these devices."""
+    return bool(nn.get_logical_axis_rules()) and not jax.sharding.get_abstract_mesh().empty
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """The same array, cut over the mesh along its axes of these names."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if not in_force():
         return x
+    mesh = jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(x, partition(names, x.shape, mesh.shape))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from reasoning.models import strategies
-from reasoning.models.axes import constrain
+from reasoning.models.axes import constrain, in_force
 from reasoning.models.config import ModelConfig
 
 STREAM = ("batch", "length", "stream")  # the axes of the residual stream, for meshes
@@ -360,7 +360,7 @@ def gather_for_sampling(config: ModelConfig, params: Any) -> Any:
     """The parameters in the layout that sampling reads at every token: the rule of
     "sampled_embed" in place of that of "embed".
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if not in_force():
         return params
     renamed = {"embed": "sampled_embed"}
     return jax.tree.map(

@@ -92,7 +92,7 @@ def test_a_program_of_many_steps_is_the_steps_to_the_last_bit():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--only=rl,chess"], "only='chess': must be some of rl, program."),
+        (["--only=rl,chess"], "only='chess': must be some of rl, program, checkpoint."),
         (["rl"], "'rl': no such argument"),
     ],
 )

@@ -20,7 +20,7 @@ TINY = (
 
 def test_five_kills_change_nothing(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.interruptions", f"--workdir={tmp_path}", "--kills=5",
+        [sys.executable, "-m", "experiments.interruptions", f"--directory={tmp_path}", "--kills=5",
          "--program=experiments.sft", "--", *TINY],
         capture_output=True, text=True, cwd=ROOT, check=False, timeout=900,
     )
