@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     while kills < _KILLS.value:
         if not run([*command, f"--workdir={disturbed}"], directory, rng.uniform(0, span)):
             kills += 1
+            print(f"killed {kills} times, {ends} runs compared", file=sys.stderr, flush=True)
             continue
         ends += 1
         differences += compare(alone, disturbed)
