@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from reasoning.evaluation import reports
+from reasoning.runtime.checkpoints import CannotRestore
 from reasoning.runtime.meshes import check_accelerator, start_processes, use_mesh
 from reasoning.runtime.provenance import fingerprint
 from reasoning.runtime.runs import Run, Saving, finished_results
@@ -76,10 +77,12 @@ def refusals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unwritable() -> Iterator[None]:
-    """A run whose directory can no longer be written ends with one line."""
+def usable_directory() -> Iterator[None]:
+    """A run whose directory cannot be read or written any more ends with one line."""
     try:
         yield
+    except CannotRestore as error:
+        refuse(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -107,7 +110,7 @@ def run_program(
             data = make_data(setup, config)
             read = fingerprint((setup.tokenizer.fingerprint, data))
             run = Run(workdir, program, config.to_dict(), read, saving())
-        with unwritable(), run, use_mesh(setup.mesh):
+        with usable_directory(), run, use_mesh(setup.mesh):
             seeds = run_seeds(run, setup, data, config)
             results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
             if jax.process_index() == 0:

@@ -31,7 +31,11 @@ CHECKSUMS, LATEST = "checksums.json", "latest.json"
 ITEMS = ("state", "about")
 
 
-class DamagedCheckpoint(ValueError):
+class CannotRestore(ValueError):
+    """What was saved is not what is asked for."""
+
+
+class DamagedCheckpoint(CannotRestore):
     """A step that was complete and is not what was written."""
 
 
@@ -153,7 +157,7 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpoint: a file of the step is not what was written.
-          ValueError: another tree, naming the first difference.
+          CannotRestore: another tree, naming the first difference.
         """
         wanted = _flat(like)
         _compare(self.about(step)["tree"], describe(wanted), self.directory / str(step))
@@ -236,10 +240,10 @@ def load_tree(directory: str | os.PathLike, like: Any) -> Any:
 
     Raises:
       DamagedCheckpoint: it is not what was written.
-      ValueError: there is none, or another tree, naming the first difference.
+      CannotRestore: there is none, or another tree, naming the first difference.
     """
     if not Path(directory).is_dir():
-        raise ValueError(f"{directory}: there is no checkpoint.")
+        raise CannotRestore(f"{directory}: there is no checkpoint.")
     with Checkpoints(directory) as checkpoints:
         return checkpoints.restore(0, like)
 
@@ -261,7 +265,7 @@ def _compare(saved: Mapping[str, str], wanted: Mapping[str, str], folder: Path) 
     for path in sorted({*saved, *wanted}):
         there, here = saved.get(path, "absent"), wanted.get(path, "absent")
         if there != here:
-            raise ValueError(
+            raise CannotRestore(
                 f"{folder}: holds another state ({path} is {there} there and {here} here); go on "
                 "with the configuration that saved it, or choose another workdir."
             )

@@ -26,14 +26,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from reasoning.runtime import logs
-from reasoning.runtime.checkpoints import Checkpoints, DamagedCheckpoint, load_tree, save_tree
+from reasoning.runtime.checkpoints import (
+    CannotRestore,
+    Checkpoints,
+    DamagedCheckpoint,
+    load_tree,
+    save_tree,
+)
 from reasoning.runtime.provenance import first_difference, git_revision, versions
 
 CONFIG, RESULTS, ATTEMPTS = "config.json", "results.json", "attempts.jsonl"
@@ -170,6 +176,7 @@ class Run:
         self._writes = jax.process_index() == 0
         _check_unfinished(workdir, program, config, saving.extend)  # before anything is written
         self._lock = self._checkpoints = None
+        self._before: list[tuple[Path, bytes]] = []
         if self._writes:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path)
@@ -272,10 +279,7 @@ class Run:
         about = self._last_checkpoint()
         if about is None or about["phase"] != self._phase:
             if self._extended_from is not None:
-                raise ValueError(
-                    f"extend: {self._phase} has ended at step {self._extended_from} and others "
-                    "came after it; only the phase that trained last can be extended."
-                )
+                self._refuse_extension()
             return state, 0, dict(carried)
         print(f"{self._phase}: goes on after step {about['step']}.")
         return self._checkpoints.restore(about["number"], state), about["step"], about["carried"]
@@ -343,12 +347,24 @@ class Run:
     def _make_room(self, here: Mapping[str, Any]) -> None:
         """Make an extended run of a finished one: what comes after training comes again."""
         # In this order: what a kill leaves goes on by either command.
+        self._before = [(self.path / CONFIG, (self.path / CONFIG).read_bytes())]
         if (self.path / RESULTS).is_file():
+            self._before.append((self.path / RESULTS, (self.path / RESULTS).read_bytes()))
             (self.path / RESULTS).rename(self.path / f"before_extension_{time.time():.0f}.json")
         for mark in (self.path / "finished").rglob("*.json"):
             if _read(mark)["steps"] is None:
+                self._before.append((mark, mark.read_bytes()))
                 mark.unlink()
         self._write(CONFIG, here)
+
+    def _refuse_extension(self) -> NoReturn:
+        """Put the run back as it was before it was to be extended, and say why (CannotRestore)."""
+        for path, content in self._before:
+            path.write_bytes(content)
+        raise CannotRestore(
+            f"extend: {self._phase} has ended at step {self._extended_from} and others came after "
+            "it; only the phase that trained last can be extended."
+        )
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         """What the last checkpoint is about, with its number; None if there is none.
@@ -398,7 +414,8 @@ class Run:
         """Stop after this step; a second signal ends the process at once."""
         self._asked = signal.Signals(number).name
         signal.signal(number, signal.SIG_DFL)
-        print(f"{self._asked}: stopping after this step; once more to stop at once.", flush=True)
+        words = f"{self._asked}: stopping after this step; once more to stop at once.\n"
+        os.write(2, words.encode())  # print cannot be interrupted by itself
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""

@@ -524,13 +524,19 @@ def test_only_more_steps_extend_a_run(workdir, config):
         finished_results(workdir, PROGRAM, config, extend=True)
 
 
-def test_a_phase_that_others_came_after_cannot_be_extended(workdir):
-    train_to(workdir, 4, phases=("seed0/mixed",))
-    with Run(workdir, PROGRAM, {"seed": 0, "finetune": {"steps": 6}}, "data",
-             Saving(extend=True)) as run:
-        run.phase("seed0/other", lambda: (run.save(1, {"w": jnp.ones(1)}, {}), {}), steps=1)
-        with pytest.raises(ValueError, match=r"extend: seed0/mixed has ended at step 4"):
-            run.phase("seed0/mixed", lambda: run.resume({}, {}), steps=6)
+def test_a_phase_that_others_came_after_cannot_be_extended_and_nothing_is_changed(workdir):
+    old = train_to(workdir, 4, phases=("seed0/mixed", "seed0/other"))
+    before = {name: (workdir / name).read_text() for name in ("config.json", "results.json")}
+    marks = snapshot(workdir / "finished").keys()
+    longer = {"seed": 0, "finetune": {"steps": 6}}
+    with (
+        Run(workdir, PROGRAM, longer, "data", Saving(extend=True)) as run,
+        pytest.raises(ValueError, match=r"extend: seed0/mixed has ended at step 3"),
+    ):
+        run.phase("seed0/mixed", lambda: run.resume({}, {}), steps=6)
+    assert before == {name: (workdir / name).read_text() for name in before}
+    assert marks == snapshot(workdir / "finished").keys()
+    assert finished_results(workdir, PROGRAM, old)["steps"] == 3 + 4
 
 
 # Trackers
