@@ -1,0 +1,75 @@
+"""A launcher's run directory from outside: stopped, finished, extended, damaged, refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "--config=experiments/configs/smoke.py", "--config.model.preset=0.1m",
+    "--config.evaluation.problems=2", "--config.evaluation.validation_problems=2",
+    "--config.pretrain.problems=40", "--config.finetune.problems=40", "--config.arm=mixed",
+)
+
+
+def launch(workdir, *flags):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.sft", *TINY, f"--workdir={workdir}", *flags],
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that the clock stopped after its first step, and that then went on to its end."""
+    workdir = tmp_path_factory.mktemp("runs") / "first"
+    stopped = launch(workdir, "--max_minutes=0")
+    assert stopped.returncode == 75, stopped.stderr
+    assert "stopped by max_minutes=0 after step 1 of seed0/base" in stopped.stdout
+    done = launch(workdir)
+    assert done.returncode == 0, done.stderr
+    assert "seed0/base: goes on after step 1." in done.stdout
+    return workdir
+
+
+def refused(done, *words):
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_a_finished_run_says_so_and_is_extended_when_asked(finished):
+    again = launch(finished)
+    assert again.returncode == 0 and "finished at step 12, nothing is changed" in again.stdout
+    refused(launch(finished, "--config.finetune.steps=8"), "finetune.steps is 6 there and 8 here")
+    longer = launch(finished, "--config.finetune.steps=8", "--extend")
+    assert longer.returncode == 0, longer.stderr
+    assert "seed0/mixed: goes on after step 6." in longer.stdout
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows if row["phase"] == "mixed"] == list(range(8))
+    assert json.loads((finished / "results.json").read_text())["steps"] == 6 + 8
+
+
+def test_what_a_run_cannot_go_on_with_is_one_line(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / "results.json").unlink()
+    (workdir / "finished" / "seed0" / "results.json").unlink()
+    damaged = next((workdir / "policies" / "seed0" / "mixed" / "0" / "state").rglob("d/*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    steps = json.loads((workdir / "config.json").read_text())["config"]["finetune"]["steps"]
+    refused(
+        launch(workdir, f"--config.finetune.steps={steps}"), "its content is not what was written"
+    )
+
+
+def test_another_machine_is_refused(tmp_path):
+    refused(launch(tmp_path / "run", "--accelerator=tpu"), "jax finds only cpu devices")
+    refused(launch(tmp_path / "run", "--config.mesh.tensor=3"), "mesh.tensor=3: does not divide")
+    refused(launch(tmp_path / "run", "--config.mesh.fsdp=2"), "2 places for 1 devices")
+    refused(launch("gs://bucket/run"), "a run needs a file system")
+    assert not (tmp_path / "run").exists()
