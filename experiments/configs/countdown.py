@@ -131,6 +131,11 @@ def evaluation_settings() -> ml_collections.ConfigDict:
     return evaluation
 
 
+def mesh_settings() -> ml_collections.ConfigDict:
+    """Devices along each axis of the mesh (reasoning.runtime.meshes)."""
+    return ml_collections.ConfigDict({"replica": 1, "data": 1, "fsdp": 1, "tensor": 1})
+
+
 def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     """The configuration of a preset."""
     if preset not in PRESETS:
@@ -141,6 +146,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.arm = "matched"  # for experiments.sft; the quickstart runs all four
     config.task = task_settings()
     config.model = model_settings()
+    config.mesh = mesh_settings()
     config.pretrain = training_settings()
     # Each arm starts from it: correct traces of the strategies, several per problem.
     config.finetune = training_settings()

@@ -1,0 +1,476 @@
+"""What a compiled program costs a device, read from its optimised HLO.
+
+    cost = analyse(compiled.as_text())
+    cost.flops, cost.hbm_bytes, cost.cycles, cost.collectives
+
+XLA's own `cost_analysis` counts the body of a loop once. Here every instruction counts as often as
+its loops run: by the trip count that the compiler wrote down, or else by the limit that the loop's
+condition compares its counter with. A loop whose end depends on data has neither
+and counts `unknown_trips` times, so a program's cost is linear in that number.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+    "collective-permute", "collective-broadcast",
+)
+# Instructions that move nothing themselves.
+_FREE = frozenset((
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call",
+    "after-all", "partition-id", "replica-id", "opt-barrier", "iota",
+))
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
+_SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of an instruction's result: its type, its shape, and whether it lies in HBM."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    in_hbm: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes, without the padding of the layout."""
+        bits = _BITS.get(self.dtype)
+        if bits is None:
+            bits = int(re.search(r"\d+", self.dtype)[0])  # f32, bf16, s4, f8e4m3fn, c64
+        return math.prod(self.shape) * bits // 8
+
+    @property
+    def hbm_size(self) -> int:
+        """Bytes if it lies in HBM, else 0."""
+        return self.size if self.in_hbm else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of HLO."""
+
+    name: str
+    opcode: str
+    result: tuple[Array, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    text: str  # between the brackets of the opcode: a constant's value, a parameter's number
+    is_root: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """A list of instructions by name; the last one marked is its result."""
+
+    name: str
+    instructions: dict[str, Instruction]
+
+    @property
+    def root(self) -> Instruction:
+        """The instruction whose result is the computation's."""
+        return next(x for x in self.instructions.values() if x.is_root)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between devices.
+
+    Attributes:
+      kind: one of COLLECTIVES.
+      size: bytes on one device: the whole result of a gather, the operand of the others.
+      moved: bytes that one device sends, on a ring: (n-1)/n of `size`, twice that in an all-reduce.
+      devices: n, that take part in one exchange.
+      count: how often the program does it.
+      shape: of the array, as HLO writes it.
+      source: the operation of the traced program that it belongs to, "" if unknown.
+    """
+
+    kind: str
+    size: int
+    moved: float
+    devices: int
+    count: float
+    shape: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one device does in one call.
+
+    Attributes:
+      flops: of matrix products (dots and convolutions), a multiplication and an addition each.
+      hbm_bytes: read from and written to HBM, as the sizes of what instructions take and give.
+      cycles: the compiler's estimate of the instructions that it has one for; 0 without any.
+      collectives: in the order of the program.
+    """
+
+    flops: float
+    hbm_bytes: float
+    cycles: float
+    collectives: tuple[Collective, ...]
+
+    @property
+    def moved(self) -> float:
+        """Bytes that a device sends in all its collectives."""
+        return sum(x.moved * x.count for x in self.collectives)
+
+    def minus(self, other: "Cost") -> "Cost":
+        """The difference of two costs of one program, at different `unknown_trips`."""
+        pairs = zip(self.collectives, other.collectives, strict=True)
+        left = [dataclasses.replace(a, count=a.count - b.count) for a, b in pairs]
+        return Cost(
+            self.flops - other.flops,
+            self.hbm_bytes - other.hbm_bytes,
+            self.cycles - other.cycles,
+            tuple(x for x in left if x.count),
+        )
+
+
+def _bracketed(text: str, start: int) -> int:
+    """The place after the bracket that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return place + 1
+    raise ValueError(f"unbalanced brackets in {text[:80]!r}.")
+
+
+def _arrays(text: str) -> tuple[Array, ...]:
+    # Memory space 0 is HBM; S(1) is on the chip's vector memory, S(2) and above hold semaphores.
+    return tuple(
+        Array(dtype, tuple(map(int, filter(None, sizes.split(",")))), "S(" not in (layout or ""))
+        for dtype, sizes, layout in _SHAPE.findall(text)
+    )
+
+
+def _instruction(line: str) -> Instruction | None:
+    name, equals, rest = line.strip().partition(" = ")
+    if not equals:
+        return None
+    is_root = name.startswith("ROOT ")
+    end = _bracketed(rest, 0) if rest.startswith("(") else rest.index(" ")
+    opcode, bracket, _ = rest[end:].strip().partition("(")
+    if not bracket:
+        return None
+    start = rest.index("(", end)
+    stop = _bracketed(rest, start)
+    inside = rest[start + 1 : stop - 1]
+    return Instruction(
+        name=name.removeprefix("ROOT ").lstrip("%"),
+        opcode=opcode,
+        result=_arrays(rest[:end]),
+        operands=tuple(_NAME.findall(inside)),
+        attributes=rest[stop:],
+        text=inside,
+        is_root=is_root,
+    )
+
+
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+    """The computations of HLO text by name, and the name of the one where it starts.
+
+    Raises:
+      ValueError: it has no entry computation.
+    """
+    computations: dict[str, Computation] = {}
+    entry, current = None, None
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            current = Computation(head[2], {})
+            computations[head[2]] = current
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None:
+            instruction = _instruction(line)
+            if instruction:
+                current.instructions[instruction.name] = instruction
+    if entry is None:
+        raise ValueError("the text is no HLO module: no computation is marked ENTRY.")
+    return computations, entry
+
+
+def _attribute(instruction: Instruction, name: str) -> str:
+    """The name or number that an attribute is set to (KeyError: it has none of that name)."""
+    found = re.search(rf"\b{name}=%?([\w.\-]+)", instruction.attributes)
+    if not found:
+        raise KeyError(name)
+    return found[1]
+
+
+def _source(name: str, computation: Computation) -> Instruction:
+    """The instruction behind copies and changes of layout."""
+    instruction = computation.instructions[name]
+    while instruction.opcode in ("bitcast", "copy", "reshape", "convert"):
+        instruction = computation.instructions[instruction.operands[0]]
+    return instruction
+
+
+def _constant(name: str, computation: Computation) -> int | None:
+    found = _source(name, computation)
+    return int(found.text) if found.opcode == "constant" and found.text.isdigit() else None
+
+
+def _advance(index: int, body: Computation) -> int:
+    """By how much a loop's body raises its counter, element `index` of what it carries."""
+    step, at = 0, _source(body.root.operands[index], body)
+    while at.opcode == "add":
+        constants = [_constant(name, body) for name in at.operands]
+        if constants.count(None) != 1:
+            return 1
+        step += next(x for x in constants if x is not None)
+        at = _source(at.operands[constants.index(None)], body)
+    return max(step, 1)  # a counter that is raised in a fusion is raised by 1
+
+
+def trip_count(
+    loop: Instruction, computation: Computation, computations: dict[str, Computation]
+) -> int | None:
+    """How often a while loop of this computation runs; None if that depends on data."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+        return int(known[1])
+    condition = computations[_attribute(loop, "condition")]
+    comparison = condition.root
+    if comparison.opcode != "compare" or _attribute(comparison, "direction") != "LT":
+        return None
+    limit = _constant(comparison.operands[1], condition)
+    counter = _source(comparison.operands[0], condition)
+    if limit is None or counter.opcode != "get-tuple-element":
+        return None
+    index = int(_attribute(counter, "index"))
+    # Loops that exchange while they multiply are unrolled: their counter goes up by 2.
+    step = _advance(index, computations[_attribute(loop, "body")])
+    start = _source(loop.operands[0], computation)
+    begin = _constant(start.operands[index], computation) if start.opcode == "tuple" else None
+    return -(-(limit - (begin or 0)) // step)
+
+
+def _valid_positions(size: int, out: int, window: dict[str, int]) -> int:
+    """Pairs of an output place and a kernel place that meet an input along one axis."""
+    stride, low = window.get("stride", 1), window.get("low", 0)
+    base, spread = window.get("lhs_dilate", 1), window.get("rhs_dilate", 1)
+    reach = (size - 1) * base + 1
+    count = 0
+    for kernel in range(window["size"]):
+        places = (place * stride - low + kernel * spread for place in range(out))
+        count += sum(1 for x in places if 0 <= x < reach and x % base == 0)
+    return count
+
+
+def _windows(attributes: str, axes: int) -> list[dict[str, int]]:
+    """The window of each spatial axis, from `window={size=2x3 pad=1_1x0_0 stride=1x2}`."""
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    windows: list[dict[str, int]] = [{"size": 1} for _ in range(axes)]
+    for field in found[1].split() if found else ():
+        name, _, values = field.partition("=")
+        for window, value in zip(windows, values.split("x")):
+            if name == "pad":
+                window["low"] = int(value.split("_")[0])
+            else:
+                window[name] = int(value)
+    return windows
+
+
+def matmul_flops(product: Instruction, instructions: dict[str, Instruction]) -> int:
+    """FLOPs of a dot or a convolution, 0 of anything else; as XLA's cost analysis counts them."""
+    if product.opcode == "dot":
+        left = instructions[product.operands[0]].result[0]
+        summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes)
+        axes = map(int, filter(None, summed[1].split(","))) if summed else ()
+        return 2 * math.prod(product.result[0].shape) * math.prod(left.shape[i] for i in axes)
+    if product.opcode != "convolution":
+        return 0
+    left, right = (instructions[name].result[0].shape for name in product.operands[:2])
+    out = product.result[0].shape
+    inputs, kernel, output = re.search(
+        r"dim_labels=(\w+)_(\w+)->(\w+)", product.attributes
+    ).groups()
+    spatial = sorted(label for label in inputs if label.isdigit())
+    windows = _windows(product.attributes, len(spatial))
+    places = [
+        _valid_positions(left[inputs.index(axis)], out[output.index(axis)], window)
+        for axis, window in zip(spatial, windows, strict=True)
+    ]
+    batch, features = out[output.index("b")], out[output.index("f")]
+    return 2 * batch * features * right[kernel.index("i")] * math.prod(places)
+
+
+def _group_size(attributes: str) -> int:
+    """How many devices exchange with each other."""
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+    if listed:
+        return listed[1].count(",") + 1
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
+    if counted:
+        return int(counted[1])
+    named = re.search(r"replica_groups=(?:@?\w*)mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    if named:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
+    return 2  # a permutation names pairs
+
+
+def collective(
+    exchange: Instruction, computation: Computation, count: float
+) -> Collective | None:
+    """The collective that an instruction starts, None if it starts none."""
+    kind = exchange.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return None
+    arrays = exchange.result
+    if exchange.opcode.endswith("-start") and kind != "all-reduce":  # (operands, results, ...)
+        arrays = arrays[1:2]
+    if kind == "reduce-scatter":
+        arrays = computation.instructions[exchange.operands[0]].result
+    # The TPU's compiler writes a reduce-scatter as an all-reduce and a slice in a fusion.
+    if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+    devices, size = _group_size(exchange.attributes), sum(x.size for x in arrays)
+    share = {"all-reduce": 2 * (devices - 1) / devices, "collective-permute": 1.0}
+    source = re.search(r'op_name="([^"]*)"', exchange.attributes)
+    return Collective(
+        kind=kind,
+        size=size,
+        moved=size * share.get(kind, (devices - 1) / devices),
+        devices=devices,
+        count=count,
+        shape=" ".join(f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in arrays),
+        source=source[1] if source else "",
+    )
+
+
+def _through_bitcasts(name: str, computation: Computation) -> Instruction:
+    instruction = computation.instructions[name]
+    while instruction.opcode == "bitcast":
+        instruction = computation.instructions[instruction.operands[0]]
+    return instruction
+
+
+def _read(name: str, whole: int, computation: Computation) -> int:
+    """Bytes that a fusion reads of a parameter: of one that is only sliced, the slices."""
+    total = 0
+    for user in computation.instructions.values():
+        if name not in user.operands:
+            continue
+        first = user.operands[0] == name
+        if user.opcode == "bitcast":
+            total += _read(user.name, whole, computation)
+        elif user.opcode in ("dynamic-slice", "slice", "gather") and first:
+            total += sum(x.size for x in user.result)
+        elif user.opcode == "dynamic-update-slice" and first:
+            continue  # updated in place
+        else:
+            return whole
+    return min(total, whole)
+
+
+def _written(arrays: tuple[Array, ...], computation: Computation) -> int:
+    """Bytes that a fusion writes: of an array that is updated in place, the update."""
+    root = computation.root
+    parts = root.operands if root.opcode == "tuple" else (root.name,)
+    total = 0
+    for array, name in zip(arrays, parts):
+        part = _through_bitcasts(name, computation)
+        size = array.hbm_size
+        if part.opcode == "dynamic-update-slice":
+            update = computation.instructions[part.operands[1]]
+            size = min(size, sum(x.size for x in update.result))
+        total += size
+    return total
+
+
+def hbm_bytes(
+    instruction: Instruction, computation: Computation, computations: dict[str, Computation]
+) -> int:
+    """Bytes that an instruction outside of fusions reads from and writes to HBM."""
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith("-done") or opcode.startswith("async-"):
+        return 0
+    operands = [computation.instructions[name] for name in instruction.operands]
+    sizes = [sum(x.hbm_size for x in operand.result) for operand in operands]
+    if opcode == "fusion":
+        fused = computations[_CALLED.search(instruction.attributes)[1]]
+        if any(x.opcode.removesuffix("-start") in COLLECTIVES for x in fused.instructions.values()):
+            return 0  # of a collective in steps; its buffers are not the matrix product's own
+        numbers = {
+            int(x.text): x.name for x in fused.instructions.values() if x.opcode == "parameter"
+        }
+        read = sum(
+            _read(numbers[i], size, fused) for i, size in enumerate(sizes) if size and i in numbers
+        )
+        return read + _written(instruction.result, fused)
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * sum(x.hbm_size for x in instruction.result)
+    if opcode == "dynamic-update-slice":
+        return 2 * sizes[1]
+    result = instruction.result[:1] if opcode.endswith("-start") else instruction.result
+    return sum(sizes) + sum(x.hbm_size for x in result)
+
+
+def analyse(text: str, unknown_trips: float = 1) -> Cost:
+    """The cost of one call on one device, every loop as often as it runs.
+
+    Args:
+      text: `compiled.as_text()`, HLO after all optimisations; it is one device's program.
+      unknown_trips: how often a loop runs whose end depends on data.
+
+    Raises:
+      ValueError: the text is no HLO module.
+    """
+    computations, entry = parse(text)
+    flops = moved = cycles = 0.0
+    exchanges: list[Collective] = []
+
+    def inside(name: str) -> Iterator[tuple[Instruction, Computation]]:
+        """The instructions of a fusion, and of the fusions in it."""
+        for x in computations[name].instructions.values():
+            yield x, computations[name]
+            if x.opcode == "fusion" or x.opcode.startswith("async-start"):
+                yield from inside(_CALLED.search(x.attributes)[1])
+
+    def visit(name: str, times: float, seen: frozenset[str] = frozenset()) -> None:
+        nonlocal flops, moved, cycles
+        computation, channels, loops = computations[name], set(seen), []
+        for x in computation.instructions.values():
+            if x.opcode == "while":
+                trips = trip_count(x, computation, computations)
+                times_inside = times * (unknown_trips if trips is None else trips)
+                loops.append((_attribute(x, "body"), times_inside))
+                continue
+            if x.opcode in ("call", "conditional"):
+                branches = re.search(r"branch_computations=\{([^}]*)\}", x.attributes)
+                names = _NAME.findall(branches[1]) if branches else _CALLED.findall(x.attributes)
+                names += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", x.attributes)
+                loops.extend((called, times) for called in names)
+                continue
+            moved += times * hbm_bytes(x, computation, computations)
+            estimate = re.search(r'"estimated_cycles":"(\d+)"', x.attributes)
+            cycles += times * int(estimate[1]) if estimate else 0.0
+            fused = x.opcode == "fusion" or x.opcode.startswith("async-start")
+            parts = inside(_CALLED.search(x.attributes)[1]) if fused else ()
+            for part, of in ((x, computation), *parts):
+                flops += times * matmul_flops(part, of.instructions)
+                found = collective(part, of, times)
+                # The steps of one collective, in fusions and in loops within, share a channel.
+                channel = re.search(r"channel_id=(\d+)", part.attributes)
+                if found is None or (channel and channel[1] in channels):
+                    continue
+                if channel:
+                    channels.add(channel[1])
+                exchanges.append(found)
+        for called, times_inside in loops:
+            visit(called, times_inside, frozenset(channels))
+
+    visit(entry, 1.0)
+    return Cost(flops, moved, cycles, tuple(exchanges))
