@@ -28,6 +28,9 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14"],
+        # The TPU's compiler, which experiments.plan calls without a TPU. Where it is installed jax
+        # looks for a TPU in every program: give it a virtual environment of its own.
+        "tpu": ["jax[tpu]"],
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -120,6 +120,24 @@ def run_key(seed: int, purpose: Purpose) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags, the default configuration where none is named; returns what is left."""
+    # A default given to the flag itself would be loaded while this module is imported.
+    if not any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
+        argv = [argv[0], f"--config={_DEFAULT_CONFIG}", *argv[1:]]
+    try:
+        left = flags.FLAGS(argv)
+        _CONFIG.value  # noqa: B018 - loads the file, so that its errors come here
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        refuse(error)
+    return left
+
+
+def configuration() -> ml_collections.ConfigDict:
+    """The configuration that the flags describe, once they are parsed."""
+    return _CONFIG.value
+
+
 def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
     """Parse the flags and call `program(config, workdir)`."""
 
@@ -129,17 +147,6 @@ def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
         if not _WORKDIR.value:
             refuse("workdir is missing: say where the run is to be written, --workdir=DIR.")
         program(_CONFIG.value, _WORKDIR.value)
-
-    def parse(argv: list[str]) -> list[str]:
-        # A default given to the flag itself would be loaded while this module is imported.
-        if not any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
-            argv = [argv[0], f"--config={_DEFAULT_CONFIG}", *argv[1:]]
-        try:
-            left = flags.FLAGS(argv)
-            _CONFIG.value  # noqa: B018 - loads the file, so that its errors come here
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            refuse(error)
-        return left
 
     jax.config.config_with_absl()
     logging.set_verbosity(logging.WARNING)  # no word on accelerators that are not there

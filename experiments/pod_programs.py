@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.rl import check_rl, rl_config, rl_optimizer
@@ -29,9 +28,7 @@ from reasoning.learning.updates import TrainState, init_state, sft_update
 from reasoning.models.config import ModelConfig
 from reasoning.models.transformer import init_cache, init_params
 from reasoning.rewards.verdicts import Verdicts
-from reasoning.runtime.meshes import MeshShape, param_shardings, row_sharding, use_mesh
-
-ROW_FIELDS = {"training step": "finetune.rows", "RL update": "rl.prompts", "sampler": "rl.prompts"}
+from reasoning.runtime.meshes import ROWS, MeshShape, param_shardings, row_sharding, use_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +61,8 @@ class Program:
       arguments: positional, trees of `jax.ShapeDtypeStruct`.
       keywords: keyword arguments.
       kinds: kind of memory -> the tree of arguments that is of this kind.
-      tokens: read and trained in one call, of all devices (the sampler: drawn).
+      model_flops: of the matrix products that the mathematics asks for, of all devices: nothing is
+        computed twice, attention is over whole rows. The sampler's are those of one token a row.
       steps: how often a loop of unknown length runs at most (the sampler's tokens), else 1.
       cache: shapes of what the program itself keeps for decoding, None without.
     """
@@ -74,7 +72,7 @@ class Program:
     arguments: tuple
     keywords: dict[str, Any]
     kinds: dict[str, Any]
-    tokens: int
+    model_flops: float
     steps: int = 1
     cache: Any = None
 
@@ -149,15 +147,30 @@ def _params(model: ModelConfig, mesh: Mesh) -> Any:
     return _placed(shapes, param_shardings(model, mesh))
 
 
-def _opt_state(shapes: Any, params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def _opt_state(shapes: Any, params: Any, mesh: Mesh) -> Any:
     """The optimizer's state: moments lie where their parameters do, counters everywhere."""
-    return optax.tree.map_params(
-        optimizer,
-        lambda x, p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=p.sharding),
-        shapes,
-        params,
-        transform_non_params=lambda x: _copied(mesh, x),
-    )
+    by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
+
+    def place(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # The state holds trees like the parameters': a moment's path ends as its parameter's.
+        ends = (by_path.get(path[start:]) for start in range(len(path)))
+        param = next((p for p in ends if p is not None and p.shape == x.shape), None)
+        return _copied(mesh, x) if param is None else _placed(x, param.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def forward_flops(config: ModelConfig, rows: int, length: int, slots: int, scored: int) -> float:
+    """FLOPs of a forward pass over `[rows, length]` tokens that see `slots` keys each.
+
+    Args:
+      scored: positions of a row that the head scores.
+    """
+    heads = config.num_heads + config.num_kv_heads
+    weights = 2 * config.d_model * config.head_dim * heads + 3 * config.d_model * config.d_ff
+    attention = 2 * slots * config.num_heads * config.head_dim
+    per_row = config.num_layers * length * (weights + attention)
+    return 2.0 * rows * (per_row + scored * config.d_model * config.output_size)
 
 
 def training_step(plan: Plan, mesh: Mesh) -> Program:
@@ -167,7 +180,7 @@ def training_step(plan: Plan, mesh: Mesh) -> Program:
     params = _params(model, mesh)
     state = jax.eval_shape(partial(init_state, optimizer=optimizer), params)
     state = TrainState(
-        params, _opt_state(state.opt_state, params, optimizer, mesh), _copied(mesh, state.step)
+        params, _opt_state(state.opt_state, params, mesh), _copied(mesh, state.step)
     )
     rows, length = settings.rows, model.max_length
     batch = TraceBatch(
@@ -187,7 +200,7 @@ def training_step(plan: Plan, mesh: Mesh) -> Program:
             tag_is_label=plan.config.loss.tag_is_label,
         ),
         kinds={"parameters": state.params, "optimizer": state.opt_state},
-        tokens=rows * length,
+        model_flops=3 * forward_flops(model, rows, length, length, length),
     )
 
 
@@ -212,15 +225,16 @@ def sampler(plan: Plan, mesh: Mesh) -> Program:
     rollout, rows = plan.rl.rollout, plan.rl.num_prompts * plan.rl.rollout.num_samples
     slots = plan.setup.prompt_length + rollout.max_new_tokens
     cache = jax.eval_shape(lambda: init_cache(plan.model, rows, slots))
+    axes = PartitionSpec(*(None,) * plan.model.scan_layers, ROWS, "tensor")  # [B, K, C, H]
     return Program(
         name="sampler",
         function=jax.jit(_draw(plan)),
         arguments=(params, _prompts(plan, mesh), _copied(mesh, key)),
         keywords={},
         kinds={"parameters": params},
-        tokens=rows * rollout.max_new_tokens,
+        model_flops=forward_flops(plan.model, rows, 1, slots, 1),
         steps=rollout.max_new_tokens,
-        cache=(cache.keys, cache.values),
+        cache=_placed((cache.keys, cache.values), NamedSharding(mesh, axes)),
     )
 
 
@@ -234,7 +248,7 @@ def rl_update(plan: Plan, mesh: Mesh) -> Program:
     )
     state = PolicyState(
         params=params,
-        opt_state=_opt_state(shapes.opt_state, params, optimizer, mesh),
+        opt_state=_opt_state(shapes.opt_state, params, mesh),
         step=_copied(mesh, shapes.step),
         reference=None if shapes.reference is None else params,
         entropy_coef=_copied(mesh, shapes.entropy_coef),
@@ -245,7 +259,7 @@ def rl_update(plan: Plan, mesh: Mesh) -> Program:
     if shapes.critic is not None:
         head = _copied(mesh, shapes.critic["head"])
         critic = {"model": params, "head": head}
-        opt_state = _opt_state(shapes.critic_opt_state, critic, optimizer, mesh)
+        opt_state = _opt_state(shapes.critic_opt_state, critic, mesh)
         state = state.replace(critic=critic, critic_opt_state=opt_state)
     samples = jax.eval_shape(_draw(plan), params, prompts, key)
     rows = samples.tokens.shape[0]
@@ -262,13 +276,20 @@ def rl_update(plan: Plan, mesh: Mesh) -> Program:
         kinds["reference"] = state.reference
     if state.critic is not None:
         kinds["critic"] = (state.critic, state.critic_opt_state)
+    # A pass forwards and two back at every optimizer step, and those before the first: the
+    # reference's, and the policy's own where its entropy is read.
+    scored = 1 if config.algorithm.on_fork else config.rollout.max_new_tokens
+    read = config.num_prompts if config.algorithm.on_fork else rows
+    length = plan.setup.prompt_length + scored - 1
+    passes = 3 * config.num_epochs + bool(config.algorithm.kl_coef)
+    passes += config.algorithm.reads_entropy
     return Program(
         name="RL update",
         function=jax.jit(partial(update, config=config, optimizer=optimizer), donate_argnums=0),
         arguments=(state, prompts, _placed(rollouts, row_sharding(mesh)), _copied(mesh, key)),
         keywords={},
         kinds=kinds,
-        tokens=rows * (plan.setup.prompt_length + config.rollout.max_new_tokens),
+        model_flops=passes * forward_flops(config.model, read, length, length, scored),
     )
 
 

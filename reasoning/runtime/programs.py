@@ -20,8 +20,8 @@ COLLECTIVES = (
 )
 # Instructions that move nothing themselves.
 _FREE = frozenset((
-    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional", "call",
-    "after-all", "partition-id", "replica-id", "opt-barrier", "iota",
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "opt-barrier", "iota",
 ))
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
