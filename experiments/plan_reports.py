@@ -111,7 +111,7 @@ def read(program: Program, compiled: jax.stages.Compiled, chip: Chip, seconds: f
 def by_kind(collectives: tuple[Collective, ...]) -> dict[str, tuple[float, float]]:
     """Kind of collective -> how often it is done, and the bytes that a device sends in all."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for x in collectives:
+    for x in (x for x in collectives if x.count):
         sums[x.kind][0] += x.count
         sums[x.kind][1] += x.count * x.moved
     ordered = sorted(sums.items(), key=lambda item: -item[1][1])
@@ -181,7 +181,8 @@ def _work(report: Report, largest: int) -> list[str]:
             for kind, (count, moved) in by_kind(cost.collectives).items()
         ) or "nothing"),
     ]
-    ordered = sorted(cost.collectives, key=lambda x: -x.moved * x.count)
+    done = [x for x in cost.collectives if x.count]
+    ordered = sorted(done, key=lambda x: -x.moved * x.count)
     for x in ordered[:largest]:
         source = "/".join(part for part in x.source.split("/")[-3:])
         lines.append(

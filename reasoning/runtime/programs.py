@@ -123,14 +123,13 @@ class Cost:
         return sum(x.moved * x.count for x in self.collectives)
 
     def minus(self, other: "Cost") -> "Cost":
-        """The difference of two costs of one program, at different `unknown_trips`."""
+        """The difference of two costs of one program; a collective may then count 0 times."""
         pairs = zip(self.collectives, other.collectives, strict=True)
-        left = [dataclasses.replace(a, count=a.count - b.count) for a, b in pairs]
         return Cost(
             self.flops - other.flops,
             self.hbm_bytes - other.hbm_bytes,
             self.cycles - other.cycles,
-            tuple(x for x in left if x.count),
+            tuple(dataclasses.replace(a, count=a.count - b.count) for a, b in pairs),
         )
 
 
@@ -350,14 +349,15 @@ def collective(
     )
 
 
-def _through_bitcasts(name: str, computation: Computation) -> Instruction:
-    instruction = computation.instructions[name]
-    while instruction.opcode == "bitcast":
-        instruction = computation.instructions[instruction.operands[0]]
-    return instruction
+def _parameters(computation: Computation) -> dict[int, str]:
+    """The names of a computation's parameters by their number."""
+    instructions = computation.instructions.values()
+    return {int(x.text): x.name for x in instructions if x.opcode == "parameter"}
 
 
-def _read(name: str, whole: int, computation: Computation) -> int:
+def _read(
+    name: str, whole: int, computation: Computation, computations: dict[str, Computation]
+) -> int:
     """Bytes that a fusion reads of a parameter: of one that is only sliced, the slices."""
     total = 0
     for user in computation.instructions.values():
@@ -365,7 +365,11 @@ def _read(name: str, whole: int, computation: Computation) -> int:
             continue
         first = user.operands[0] == name
         if user.opcode == "bitcast":
-            total += _read(user.name, whole, computation)
+            total += _read(user.name, whole, computation, computations)
+        elif user.opcode == "fusion":
+            called = computations[_attribute(user, "calls")]
+            inner = _parameters(called)[user.operands.index(name)]
+            total += _read(inner, whole, called, computations)
         elif user.opcode in ("dynamic-slice", "slice", "gather") and first:
             total += sum(x.size for x in user.result)
         elif user.opcode == "dynamic-update-slice" and first:
@@ -375,41 +379,69 @@ def _read(name: str, whole: int, computation: Computation) -> int:
     return min(total, whole)
 
 
-def _written(arrays: tuple[Array, ...], computation: Computation) -> int:
-    """Bytes that a fusion writes: of an array that is updated in place, the update."""
-    root = computation.root
-    parts = root.operands if root.opcode == "tuple" else (root.name,)
-    total = 0
-    for array, name in zip(arrays, parts):
-        part = _through_bitcasts(name, computation)
-        size = array.hbm_size
-        if part.opcode == "dynamic-update-slice":
-            update = computation.instructions[part.operands[1]]
-            size = min(size, sum(x.size for x in update.result))
-        total += size
-    return total
+def _written(array: Array, name: str, computation: Computation) -> int:
+    """Bytes that a fusion writes of a result: of an array that is updated in place, the update."""
+    part = computation.instructions[name]
+    while part.opcode == "bitcast":
+        part = computation.instructions[part.operands[0]]
+    if part.opcode != "dynamic-update-slice":
+        return array.hbm_size
+    update = computation.instructions[part.operands[1]]
+    return min(array.hbm_size, sum(x.size for x in update.result))
+
+
+def _fusion_bytes(
+    fusion: Instruction, sizes: list[int], computations: dict[str, Computation]
+) -> int:
+    """Bytes that a fusion reads and writes, of operands of these sizes."""
+    fused = computations[_attribute(fusion, "calls")]
+    inside = {x.opcode.removesuffix("-start") for x in fused.instructions.values()}
+    taken, given = set(), set()
+    if inside & set(COLLECTIVES):
+        if not inside & {"convolution", "dot", "fusion"}:
+            return 0  # a step of a collective, whose buffers count where it is found
+        # Beside a matrix product the collective's buffers are results that alias operands.
+        aliases = re.findall(r"\{(\d*)\}: \((\d+),", fusion.attributes)
+        given = {int(result or 0) for result, _ in aliases}
+        taken = {int(operand) for _, operand in aliases}
+    parameters = _parameters(fused)
+    read = sum(
+        _read(parameters[i], size, fused, computations)
+        for i, size in enumerate(sizes) if size and i not in taken
+    )
+    results = fused.root.operands if fused.root.opcode == "tuple" else (fused.root.name,)
+    pairs = enumerate(zip(fusion.result, results))
+    return read + sum(_written(x, name, fused) for i, (x, name) in pairs if i not in given)
+
+
+def _operand_bytes(instruction: Instruction, computation: Computation) -> list[int]:
+    operands = [computation.instructions[name] for name in instruction.operands]
+    return [sum(x.hbm_size for x in operand.result) for operand in operands]
+
+
+def _exchanged_bytes(exchange: Instruction, computation: Computation, found: Collective) -> int:
+    """Bytes that a collective reads from and writes to its own device's HBM."""
+    start = exchange.opcode.endswith("-start") and found.kind != "all-reduce"
+    written = sum(x.hbm_size for x in (exchange.result[1:2] if start else exchange.result))
+    if found.kind == "reduce-scatter" and exchange.opcode.startswith("all-reduce"):
+        written //= found.devices
+    return written + sum(_operand_bytes(exchange, computation))
 
 
 def hbm_bytes(
     instruction: Instruction, computation: Computation, computations: dict[str, Computation]
 ) -> int:
-    """Bytes that an instruction outside of fusions reads from and writes to HBM."""
+    """Bytes that an instruction outside of fusions reads from and writes to HBM.
+
+    Those of a collective are left to where it is counted, once for all its steps.
+    """
     opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith("-done") or opcode.startswith("async-"):
+    kind = opcode.removesuffix("-start")
+    if opcode in _FREE or opcode.endswith("-done") or kind in COLLECTIVES or kind == "async":
         return 0
-    operands = [computation.instructions[name] for name in instruction.operands]
-    sizes = [sum(x.hbm_size for x in operand.result) for operand in operands]
+    sizes = _operand_bytes(instruction, computation)
     if opcode == "fusion":
-        fused = computations[_CALLED.search(instruction.attributes)[1]]
-        if any(x.opcode.removesuffix("-start") in COLLECTIVES for x in fused.instructions.values()):
-            return 0  # of a collective in steps; its buffers are not the matrix product's own
-        numbers = {
-            int(x.text): x.name for x in fused.instructions.values() if x.opcode == "parameter"
-        }
-        read = sum(
-            _read(numbers[i], size, fused) for i, size in enumerate(sizes) if size and i in numbers
-        )
-        return read + _written(instruction.result, fused)
+        return _fusion_bytes(instruction, sizes, computations)
     if opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * sum(x.hbm_size for x in instruction.result)
     if opcode == "dynamic-update-slice":
@@ -437,7 +469,7 @@ def analyse(text: str, unknown_trips: float = 1) -> Cost:
         for x in computations[name].instructions.values():
             yield x, computations[name]
             if x.opcode == "fusion" or x.opcode.startswith("async-start"):
-                yield from inside(_CALLED.search(x.attributes)[1])
+                yield from inside(_attribute(x, "calls"))
 
     def visit(name: str, times: float, seen: frozenset[str] = frozenset()) -> None:
         nonlocal flops, moved, cycles
@@ -458,7 +490,7 @@ def analyse(text: str, unknown_trips: float = 1) -> Cost:
             estimate = re.search(r'"estimated_cycles":"(\d+)"', x.attributes)
             cycles += times * int(estimate[1]) if estimate else 0.0
             fused = x.opcode == "fusion" or x.opcode.startswith("async-start")
-            parts = inside(_CALLED.search(x.attributes)[1]) if fused else ()
+            parts = inside(_attribute(x, "calls")) if fused else ()
             for part, of in ((x, computation), *parts):
                 flops += times * matmul_flops(part, of.instructions)
                 found = collective(part, of, times)
@@ -469,6 +501,7 @@ def analyse(text: str, unknown_trips: float = 1) -> Cost:
                 if channel:
                     channels.add(channel[1])
                 exchanges.append(found)
+                moved += times * _exchanged_bytes(part, of, found)
         for called, times_inside in loops:
             visit(called, times_inside, frozenset(channels))
 
