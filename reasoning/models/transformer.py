@@ -19,6 +19,8 @@ from reasoning.models import strategies
 from reasoning.models.config import ModelConfig
 
 STREAM = ("batch", "length", "stream")  # the axes of the residual stream, for meshes
+# And of what is looked up: each device reads its columns of the tables for the rows of its group.
+LOOKED_UP = ("group", "length", "embed")
 
 
 @flax.struct.dataclass
@@ -293,7 +295,10 @@ class Transformer(nn.Module):
                 (config.max_length, config.d_model),
             )
             x = x + position_table[positions]
-        x = nn.with_logical_constraint(x.astype(config.dtype), STREAM)
+        # In two moves, the second an all-to-all: in one, meshes with both data and fsdp gather the
+        # rows of all devices on each, and their gradients once more.
+        x = nn.with_logical_constraint(x.astype(config.dtype), LOOKED_UP)
+        x = nn.with_logical_constraint(x, STREAM)
 
         slot = None if cache is None else cache.length
         x, keys_values = self._layers(x, cache, positions, mask, slot)

@@ -28,6 +28,7 @@ ROWS = ("replica", "data", "fsdp")
 # The model's name of an axis -> the axes of the mesh that share it out; other names stay whole.
 RULES = (
     ("batch", ROWS),
+    ("group", ("replica", "data")),  # the rows of the devices that share the parameters out
     ("embed", "fsdp"),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
