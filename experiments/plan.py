@@ -10,9 +10,10 @@ by kind against the chip's, work, collectives and time, and a verdict. With --su
 something does not fit, it compiles other remat policies and batches and names those that do.
 """
 
-import os
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import jax
 import ml_collections
@@ -34,8 +35,13 @@ _COLLECTIVES = flags.DEFINE_integer("collectives", 5, "How many of the largest a
 _HLO = flags.DEFINE_string("hlo", None, "A directory for the compiled programs' text.")
 
 
-def make_report(plan: Plan, mesh: Mesh, chip: Chip, name: str) -> Report:
+def make_report(
+    plan: Plan, mesh: Mesh, chip: Chip, name: str, hlo: str | None = None
+) -> Report:
     """Compile one program and read what it costs.
+
+    Args:
+      hlo: a directory for the compiled program's text.
 
     Raises:
       ValueError: the rows cannot be cut over the mesh.
@@ -51,16 +57,27 @@ def make_report(plan: Plan, mesh: Mesh, chip: Chip, name: str) -> Report:
             raise
         return plan_reports.too_large(program, chip, needed, time.monotonic() - started)
     seconds = time.monotonic() - started
-    if _HLO.value:
-        os.makedirs(_HLO.value, exist_ok=True)
-        path = os.path.join(_HLO.value, f"{name.replace(' ', '_')}.txt")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(compiled.as_text())
+    if hlo:
+        path = Path(hlo)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / f"{name.replace(' ', '_')}.txt").write_text(compiled.as_text(), encoding="utf-8")
     return plan_reports.read(program, compiled, chip, seconds)
 
 
-def run(config: ml_collections.ConfigDict, where: str, names: Sequence[str]) -> list[Report]:
-    """Compile the named programs, print each one's report, and a table of all.
+def run(
+    config: ml_collections.ConfigDict,
+    where: str,
+    names: Sequence[str],
+    suggest: bool = False,
+    largest: int = 5,
+    hlo: str | None = None,
+) -> list[Report]:
+    """Compile the named programs for a topology, print each one's report, and a table of all.
+
+    Args:
+      suggest: look for batches and remat policies that fit, also where the present ones do.
+      largest: how many collectives are printed.
+      hlo: a directory for the compiled programs' text.
 
     Raises:
       ValueError: an unknown topology or program, or a configuration that cannot run on it.
@@ -81,10 +98,10 @@ def run(config: ml_collections.ConfigDict, where: str, names: Sequence[str]) -> 
     )
     reports = []
     for name in names:
-        report = make_report(plan, mesh, chip, name)
-        print(plan_reports.describe(report, plan, _COLLECTIVES.value), flush=True)
-        if _SUGGEST.value or not report.fits:
-            attempt = lambda other, name=name: make_report(other, mesh, chip, name).fits  # noqa: E731
+        report = make_report(plan, mesh, chip, name, hlo)
+        print(plan_reports.describe(report, plan, largest), flush=True)
+        if suggest or not report.fits:
+            attempt = partial(_fits, mesh, chip, name)
             for line in suggestions(plan, name, report.fits, attempt):
                 print(f"  suggestion   {line}", flush=True)
         print()
@@ -93,13 +110,20 @@ def run(config: ml_collections.ConfigDict, where: str, names: Sequence[str]) -> 
     return reports
 
 
+def _fits(mesh: Mesh, chip: Chip, name: str, plan: Plan) -> bool:
+    return make_report(plan, mesh, chip, name).fits
+
+
 def main(argv: Sequence[str]) -> None:
     """Plan what the flags name."""
     if argv[1:]:
         launch.refuse(f"{argv[1]!r}: no such argument; settings are given as --config.KEY=VALUE.")
     logging.set_verbosity(logging.WARNING)
     with launch.refusals():
-        run(launch.configuration(), _TOPOLOGY.value, _PROGRAMS.value)
+        run(
+            launch.configuration(), _TOPOLOGY.value, _PROGRAMS.value, _SUGGEST.value,
+            _COLLECTIVES.value, _HLO.value,
+        )
 
 
 if __name__ == "__main__":
