@@ -102,7 +102,7 @@ def run(
         print(plan_reports.describe(report, plan, largest), flush=True)
         if suggest or not report.fits:
             attempt = partial(_fits, mesh, chip, name)
-            for line in suggestions(plan, name, report.fits, attempt):
+            for line in suggestions(plan, report, attempt):
                 print(f"  suggestion   {line}", flush=True)
         print()
         reports.append(report)

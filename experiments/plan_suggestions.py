@@ -1,12 +1,19 @@
-"""Remat policies and batches that fit, found by compiling a few."""
+"""Remat policies and batches that fit, guessed from the memory of the present ones and compiled.
+
+A program that is too large takes the TPU's compiler minutes to give up: guesses spare most.
+"""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from experiments.plan_reports import Report
 from experiments.pod_programs import Plan, planned
 
 REMAT = ("none", "dots", "full")  # from the least recomputation to the least memory
-_DOUBLINGS = 3  # compiling is slow: a larger batch than eight times the present one is not tried
+_FARTHEST = 16  # a batch more times as large as the present one is not tried
+_TRIES = 3  # of sizes from the guess on
+
+Attempt = Callable[[Plan], bool]
 
 
 def changed(plan: Plan, **settings: object) -> Plan:
@@ -22,36 +29,36 @@ def changed(plan: Plan, **settings: object) -> Plan:
     return planned(config)
 
 
-def largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest `low * 2**n <= high` that fits, None if `low` does not; by bisection.
-
-    Args:
-      fits: monotone: what is larger than one that does not fit does not either.
-    """
-    sizes = [low]
-    while sizes[-1] * 2 <= high:
-        sizes.append(sizes[-1] * 2)
-    first, last = -1, len(sizes)  # the last known to fit, the first known not to
-    while last - first > 1:
-        middle = (first + last) // 2
-        if fits(sizes[middle]):
-            first = middle
-        else:
-            last = middle
-    return sizes[first] if first >= 0 else None
+def room(report: Report) -> float:
+    """How many times the present batch's own memory the chip has left for it."""
+    batch = sum(report.memory.get(kind, 0) for kind in ("activations", "cache", "the rest"))
+    kept = report.total - batch
+    return max(report.chip.memory - kept, 0) / max(batch, 1)
 
 
-def suggestions(
-    plan: Plan, name: str, does_fit: bool, attempt: Callable[[Plan], bool]
-) -> Iterator[str]:
+def first_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The first of a few sizes that fits, None if none does."""
+    return next((size for size in sizes[:_TRIES] if fits(size)), None)
+
+
+def powers_below(size: float, unit: int) -> list[int]:
+    """`unit` times powers of two, from the largest that is at most `size` down to `unit`."""
+    sizes = []
+    while unit <= size:
+        sizes.append(unit)
+        unit *= 2
+    return sizes[::-1]
+
+
+def suggestions(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
     """Settings under which a program fits, in sentences.
 
     Args:
-      does_fit: whether it does as it is.
-      attempt: compiles the program of a plan and says whether it fits.
+      report: of the program as it is.
+      attempt: compiles the program of another plan and says whether it fits.
     """
     of_program = {"training step": _of_training, "RL update": _of_rl, "sampler": _of_sampler}
-    yield from of_program[name](plan, does_fit, attempt)
+    yield from of_program[report.program.name](plan, report, attempt)
 
 
 def _parts(plan: Plan) -> int:
@@ -59,60 +66,62 @@ def _parts(plan: Plan) -> int:
     return mesh.replica * mesh.data * mesh.fsdp
 
 
-def _of_training(plan: Plan, does_fit: bool, attempt: Callable[[Plan], bool]) -> Iterator[str]:
-    present, rows = plan.model.remat, plan.config.finetune.rows
-    cheaper = REMAT[: REMAT.index(present)] if does_fit else REMAT[REMAT.index(present) + 1 :]
-    policy = present if does_fit else None
-    for remat in cheaper:
-        if attempt(changed(plan, model_remat=remat)):
+def _of_training(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
+    policy, rows = plan.model.remat, plan.config.finetune.rows
+    at = REMAT.index(policy)
+    if report.fits:
+        for remat in REMAT[:at][::-1]:  # each needs more memory than the one before
+            if not attempt(changed(plan, model_remat=remat)):
+                break
             policy = remat
-            break
-    if policy:
         yield f"model.remat={policy} recomputes least of what fits {rows} rows"
-    low = rows if does_fit or policy else _parts(plan)
-    high = rows * 2**_DOUBLINGS if does_fit or policy else rows
-    found = largest(
-        low, high, lambda n: attempt(changed(plan, finetune_rows=n, model_remat="full"))
-    )
-    if found:
-        yield f"finetune.rows={found} is the largest that fits model.remat=full, of {low} to {high}"
     else:
-        yield f"no rows from {low} to {high} fit: raise mesh.fsdp or mesh.tensor"
+        for remat in REMAT[at + 1 :]:
+            if attempt(changed(plan, model_remat=remat)):
+                yield f"model.remat={remat} recomputes least of what fits {rows} rows"
+                return
+    # What is known of the memory is the present policy's.
+    times = min(room(report), _FARTHEST)
+    sizes = powers_below(rows * times, _parts(plan))
+    found = first_that_fits(sizes, lambda n: (n == rows and report.fits) or attempt(
+        changed(plan, finetune_rows=n)
+    ))
+    if found:
+        yield f"finetune.rows={found} is the largest batch that fits model.remat={plan.model.remat}"
+    else:
+        yield f"no batch from {_parts(plan)} rows on fits: raise mesh.fsdp or mesh.tensor"
 
 
-def _of_rl(plan: Plan, does_fit: bool, attempt: Callable[[Plan], bool]) -> Iterator[str]:
-    settings = plan.config.rl
+def _of_rl(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
+    settings, present = plan.config.rl, plan.rl.num_microbatches
     prompts = settings.prompts // settings.minibatches
     # A microbatch holds whole prompts, and its rows should fill the mesh.
-    most = max(1, min(prompts, settings.prompts * settings.samples // _parts(plan)))
-    sizes = [n for n in range(1, most + 1) if prompts % n == 0]
-    tried = [n for n in sizes if (n < settings.microbatches) == does_fit]
-    # The fewest parts that fit: fewer parts are larger matrix products.
-    best, low, high = settings.microbatches if does_fit else None, 0, len(tried)
-    while low < high:
-        middle = (low + high) // 2
-        if attempt(changed(plan, rl_microbatches=tried[middle])):
-            best, high = tried[middle], middle
-        else:
-            low = middle + 1
-    if best:
-        yield f"rl.microbatches={best} is the least that fits {settings.prompts} prompts"
+    most = max(1, min(prompts, prompts * settings.samples // _parts(plan)))
+    needed = present / max(room(report), 1e-9)
+    sizes = [n for n in range(1, most + 1) if prompts % n == 0 and n >= min(needed, most)]
+    found = first_that_fits(sizes, lambda n: (n == present and report.fits) or attempt(
+        changed(plan, rl_microbatches=n)
+    ))
+    if found:
+        yield f"rl.microbatches={found} is the least that fits {settings.prompts} prompts"
     elif plan.model.remat != "full":
         yield "no rl.microbatches fit: set model.remat=full"
     else:
         yield "no rl.microbatches fit: lower rl.samples, or raise mesh.fsdp or mesh.tensor"
 
 
-def _of_sampler(plan: Plan, does_fit: bool, attempt: Callable[[Plan], bool]) -> Iterator[str]:
-    prompts, least = plan.config.rl.prompts, max(_parts(plan), plan.config.rl.microbatches)
-    low, high = (prompts, prompts * 2**_DOUBLINGS) if does_fit else (least, prompts)
+def _of_sampler(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
+    settings = plan.config.rl
+    least = max(_parts(plan), settings.microbatches * settings.minibatches)
+    sizes = powers_below(settings.prompts * min(room(report), _FARTHEST), least)
 
     def fits(count: int) -> bool:
-        more = {"rl_prompts": count, "rl_problems": max(count, plan.config.rl.problems)}
-        return attempt(changed(plan, **more))
+        problems = max(count * settings.rounds, settings.problems)
+        more = {"rl_prompts": count, "rl_problems": problems}
+        return (count == settings.prompts and report.fits) or attempt(changed(plan, **more))
 
-    found = largest(low, high, fits)
+    found = first_that_fits(sizes, fits)
     if found:
-        yield f"rl.prompts={found} is the largest that fits, of {low} to {high}"
+        yield f"rl.prompts={found} is the largest batch that fits"
     else:
-        yield f"no rl.prompts from {low} to {high} fit: lower rl.samples, or raise mesh.tensor"
+        yield f"no batch from {least} prompts on fits: lower rl.samples, or raise mesh.tensor"

@@ -141,33 +141,60 @@ def test_the_compilers_refusal_is_read(message, needed):
     assert plan_reports.memory_needed(message) == needed
 
 
-@pytest.mark.parametrize("limit, found", [(0, None), (4, 4), (5, 4), (31, 16), (1000, 64)])
-def test_the_largest_batch_is_found(limit, found):
-    assert plan_suggestions.largest(4, 64, lambda n: n <= limit) == found
+def test_sizes_go_down_from_the_guess():
+    assert plan_suggestions.powers_below(100.0, 3) == [96, 48, 24, 12, 6, 3]
+    assert plan_suggestions.powers_below(2.9, 3) == []
+    tried = []
+    fits = lambda n: tried.append(n) or n <= 24  # noqa: E731
+    assert plan_suggestions.first_that_fits([96, 48, 24, 12], fits) == 24
+    assert tried == [96, 48, 24]
+    assert plan_suggestions.first_that_fits([96, 48, 36, 12], fits) is None, "few are tried"
 
 
-def test_suggestions_say_what_fits():
-    config = tiny(fsdp=4)
-    chosen = planned(config)  # 16 rows, remat none
-
-    def fits(other):
-        memory = {"none": 8, "dots": 4, "full": 1}[other.model.remat]
-        return memory * other.config.finetune.rows <= 70
-
-    lines = list(plan_suggestions.suggestions(chosen, "training step", False, fits))
-    assert "model.remat=dots recomputes least" in lines[0] and "finetune.rows=64" in lines[1]
-    lines = list(plan_suggestions.suggestions(chosen, "training step", False, lambda _: False))
-    assert "mesh.fsdp" in lines[-1]
-
-    def few(other):
-        return other.rl.num_prompts // other.rl.num_microbatches <= 4
-
-    (line,) = plan_suggestions.suggestions(chosen, "RL update", False, few)
-    assert "rl.microbatches=2" in line
-    (line,) = plan_suggestions.suggestions(
-        chosen, "sampler", True, lambda other: other.rl.num_prompts <= 20
+def measured(reports, name, batch, memory, kept=1000):
+    """A report of a program whose batch takes so many bytes, on a chip with so much memory."""
+    report = dataclasses.replace(
+        reports["training step"], chip=Chip("chip", memory),
+        memory={"parameters": kept, "activations": batch},
     )
-    assert "rl.prompts=16" in line
+    return dataclasses.replace(report, program=dataclasses.replace(report.program, name=name))
+
+
+def test_suggestions_are_guessed_from_memory_and_compiled(reports):
+    chosen, tried = planned(tiny(fsdp=4)), []  # 16 rows, remat none
+
+    def attempt(limit):
+        def fits(other):
+            tried.append((other.model.remat, other.config.finetune.rows))
+            factor = {"none": 4, "dots": 2, "full": 1}[other.model.remat]
+            return factor * other.config.finetune.rows * 100 <= limit
+
+        return fits
+
+    report = measured(reports, "training step", 6400, 4000)
+    lines = list(plan_suggestions.suggestions(chosen, report, attempt(3500)))
+    assert lines == ["model.remat=dots recomputes least of what fits 16 rows"]
+    lines = list(plan_suggestions.suggestions(chosen, report, attempt(0)))
+    assert "mesh.fsdp" in lines[-1]
+    # With room for 2.2 times the batch the next power of two is tried, and nothing beyond.
+    tried.clear()
+    report = measured(reports, "training step", 6400, 1000 + 14080)
+    lines = list(plan_suggestions.suggestions(chosen, report, attempt(14080)))
+    assert "model.remat=none" in lines[0] and "finetune.rows=32" in lines[1]
+    assert tried == [("none", 32)]
+
+
+def test_fewer_parts_or_prompts_are_suggested(reports):
+    chosen = planned(tiny(fsdp=4))  # 8 prompts of 2 samples, one microbatch
+    report = measured(reports, "RL update", 6400, 4200)
+    few = lambda other: other.rl.num_prompts // other.rl.num_microbatches <= 4  # noqa: E731
+    (line,) = plan_suggestions.suggestions(chosen, report, few)
+    assert line.startswith("rl.microbatches=2")
+    (line,) = plan_suggestions.suggestions(chosen, report, lambda _: False)
+    assert "model.remat=full" in line
+    report = measured(reports, "sampler", 6400, 1000 + 6400 * 5)
+    (line,) = plan_suggestions.suggestions(chosen, report, lambda other: other.rl.num_prompts <= 16)
+    assert line.startswith("rl.prompts=16")
 
 
 @pytest.mark.parametrize(
