@@ -18,6 +18,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reasoning.models.config import ModelConfig
@@ -96,7 +97,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
             f"{math.prod(shape.sizes)} devices, and there are {len(devices)}."
         )
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape.sizes, AXES, axis_types=types, devices=devices)
+    # An axis may take a part of one of the torus: v6e:16x16 has no whole one of 4 or of 32.
+    grid = mesh_utils.create_device_mesh(shape.sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 @contextlib.contextmanager
