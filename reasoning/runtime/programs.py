@@ -306,18 +306,27 @@ def matmul_flops(product: Instruction, instructions: dict[str, Instruction]) -> 
 
 
 def _group_size(attributes: str) -> int:
-    """How many devices exchange with each other."""
+    """How many devices exchange with each other.
+
+    Raises:
+      ValueError: the groups are written in a way that is not known.
+    """
+    if "source_target_pairs=" in attributes:
+        return 2
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return listed[1].count(",") + 1
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]<=", attributes)
     if counted:
         return int(counted[1])
-    named = re.search(r"replica_groups=(?:@?\w*)mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
-    if named:
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
-    return 2  # a permutation names pairs
+    # mesh['a'=4,'b'=2] {'a'}, and between the two perhaps device_ids=([2,4]T(1,0))
+    named = re.search(
+        r"replica_groups=@?\w*\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", attributes
+    )
+    if not named:
+        raise ValueError(f"replica_groups: cannot be read in {attributes[:120]!r}.")
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
 
 
 def collective(

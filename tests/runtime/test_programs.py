@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from reasoning.runtime.programs import analyse, parse
+from reasoning.runtime.programs import _group_size, analyse, parse
 
 DEVICES, LAYERS, ROWS, WIDTH = 8, 7, 64, 32
 
@@ -173,6 +173,25 @@ def test_what_the_tpu_compiler_writes_is_read():
     # The gather and the scatter, once each; of the product the heads alone lie in HBM; the counter.
     exchanged = (2048 + 8192) + (8192 + 2048)
     assert cost.hbm_bytes == trips * (exchanged + 8 * 64 * 32 * 2 + 3 * 4)
+
+
+@pytest.mark.parametrize(
+    "groups, devices",
+    [
+        ("replica_groups={{0,4,8},{1,5,9}}, to_apply=%add", 3),
+        ("replica_groups=[4,32]<=[32,4]T(1,0), dimensions={1}", 32),
+        ("replica_groups=mesh['a'=4,'b'=2,'c'=8] {'a','c'}, dimensions={1}", 32),
+        ("replica_groups=mesh['a'=16,'b'=4], device_ids=([4,16]T(1,0)) {'a'}, dimensions={1}", 16),
+        ("source_target_pairs={{0,1},{1,0}}", 2),
+    ],
+)
+def test_groups_of_devices_are_read(groups, devices):
+    assert _group_size(f", channel_id=1, {groups}, use_global_device_ids=true") == devices
+
+
+def test_groups_that_cannot_be_read_are_refused():
+    with pytest.raises(ValueError, match="replica_groups"):
+        _group_size(", channel_id=1, replica_groups=everyone")
 
 
 def test_text_that_is_no_program_is_refused():
