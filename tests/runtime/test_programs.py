@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from reasoning.runtime.programs import _group_size, analyse, parse
+from reasoning.runtime.hlo import parse
+from reasoning.runtime.programs import _group_size, analyse
 
 DEVICES, LAYERS, ROWS, WIDTH = 8, 7, 64, 32
 
