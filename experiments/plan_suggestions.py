@@ -87,7 +87,7 @@ def _of_training(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
         changed(plan, finetune_rows=n)
     ))
     if found:
-        yield f"finetune.rows={found} is the largest batch that fits model.remat={plan.model.remat}"
+        yield f"finetune.rows={found} fits model.remat={plan.model.remat}, the largest batch tried"
     else:
         yield f"no batch from {_parts(plan)} rows on fits: raise mesh.fsdp or mesh.tensor"
 
@@ -122,6 +122,6 @@ def _of_sampler(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
 
     found = first_that_fits(sizes, fits)
     if found:
-        yield f"rl.prompts={found} is the largest batch that fits"
+        yield f"rl.prompts={found} fits, the largest batch tried"
     else:
         yield f"no batch from {least} prompts on fits: lower rl.samples, or raise mesh.tensor"
