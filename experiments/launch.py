@@ -157,6 +157,27 @@ def run_key(seed: int, purpose: Purpose) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags, the default configuration where none is named; returns what is left."""
+    # The file comes before what changes it, wherever it was given; a default given to the flag
+    # itself would be loaded while this module is imported.
+    files = [a for a in argv[1:] if a.startswith(("--config=", "-config="))]
+    if not files and not {"--config", "-config"} & set(argv):
+        files = [f"--config={_DEFAULT_CONFIG}"]
+    argv = [argv[0], *files, *(a for a in argv[1:] if a not in files)]
+    try:
+        left = flags.FLAGS(argv)
+        _CONFIG.value  # noqa: B018 - loads the file, so that its errors come here
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        refuse(error)
+    return left
+
+
+def configuration() -> ml_collections.ConfigDict:
+    """The configuration that the flags describe, once they are parsed."""
+    return _CONFIG.value
+
+
 def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
     """Parse the flags and call `program(config, workdir)`."""
 
@@ -171,20 +192,6 @@ def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
             if _ACCELERATOR.value:
                 check_accelerator(_ACCELERATOR.value)
         program(_CONFIG.value, _WORKDIR.value)
-
-    def parse(argv: list[str]) -> list[str]:
-        # The file comes before what changes it, wherever it was given; a default given to the flag
-        # itself would be loaded while this module is imported.
-        files = [a for a in argv[1:] if a.startswith(("--config=", "-config="))]
-        if not files and not {"--config", "-config"} & set(argv):
-            files = [f"--config={_DEFAULT_CONFIG}"]
-        argv = [argv[0], *files, *(a for a in argv[1:] if a not in files)]
-        try:
-            left = flags.FLAGS(argv)
-            _CONFIG.value  # noqa: B018 - loads the file, so that its errors come here
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            refuse(error)
-        return left
 
     jax.config.config_with_absl()
     logging.set_verbosity(logging.WARNING)  # no word on accelerators that are not there

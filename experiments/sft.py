@@ -76,8 +76,13 @@ class Data:
     finetune: list[pipelines.Example]
 
 
-def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
-    """Build the task, the tokenizer, the model's shape and the held-out problems.
+def set_up(
+    config: ml_collections.ConfigDict, arms: tuple[str, ...], on_mesh: bool = True
+) -> Setup:
+    """Build the task, the tokenizer, the model's shape, the held-out problems and the mesh.
+
+    Args:
+      on_mesh: False for a plan, where the mesh's devices are not there.
 
     Raises:
       ValueError: what cannot work, in one sentence that names the field and the mend.
@@ -102,7 +107,8 @@ def set_up(config: ml_collections.ConfigDict, arms: tuple[str, ...]) -> Setup:
     prompts = [task.prompt(problem) for problems in held_out.values() for problem in problems]
     prompt_length = max(len(pipelines.prompt_ids(tokenizer, prompt)) for prompt in prompts)
     check_lengths(model, prompt_length, 2)
-    return Setup(task, tokenizer, model, prompt_length, **held_out, mesh=make_mesh(shape))
+    mesh = make_mesh(shape) if on_mesh else None
+    return Setup(task, tokenizer, model, prompt_length, **held_out, mesh=mesh)
 
 
 def check_numbers(config: ml_collections.ConfigDict, task: Task) -> None:

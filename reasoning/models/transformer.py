@@ -21,6 +21,8 @@ from reasoning.models.axes import constrain, in_force
 from reasoning.models.config import ModelConfig
 
 STREAM = ("batch", "length", "stream")  # the axes of the residual stream, for meshes
+# And of what is looked up: each device reads its columns of the tables for the rows of its group.
+LOOKED_UP = ("group", "length", "embed")
 
 
 @flax.struct.dataclass
@@ -293,7 +295,12 @@ class Transformer(nn.Module):
                 (config.max_length, config.d_model),
             )
             x = x + position_table[positions]
-        x = constrain(x.astype(config.dtype), *STREAM)
+        x = x.astype(config.dtype)
+        if cache is None:
+            # In two moves, the second an all-to-all: in one, meshes with both data and fsdp gather
+            # the rows of all devices on each, and their gradients once more.
+            x = constrain(x, *LOOKED_UP)
+        x = constrain(x, *STREAM)
 
         slot = None if cache is None else cache.length
         x, keys_values = self._layers(x, cache, positions, mask, slot)

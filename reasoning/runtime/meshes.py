@@ -20,6 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reasoning.models.axes import partition
@@ -31,6 +32,7 @@ ROWS = ("replica", "data", "fsdp")
 # The model's name of an axis -> the axes of the mesh that share it out; other names stay whole.
 RULES = (
     ("batch", ROWS),
+    ("group", ("replica", "data")),  # the rows of the devices that share the parameters out
     ("embed", "fsdp"),  # and "sampled_embed" is whole: not gathered again for every token
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
@@ -105,7 +107,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh | 
             f"places for {len(devices)} devices; choose sizes whose product is {len(devices)}."
         )
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape.sizes, AXES, axis_types=types, devices=devices)
+    # An axis may take a part of one of the torus: v6e:16x16 has no whole one of 4 or of 32.
+    grid = mesh_utils.create_device_mesh(shape.sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 @contextlib.contextmanager
@@ -136,6 +140,11 @@ def init_sharded(config: ModelConfig, key: jax.Array, mesh: Mesh | None) -> Any:
     return make(key)
 
 
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch whose first axis are rows."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
 def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
     """Arrays whose rows are cut over the mesh, from each process's share of the rows.
 
@@ -151,7 +160,7 @@ def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
                 f"rows={array.shape[0] * processes}: must be a multiple of the {parts} parts that "
                 "replica, data and fsdp of the mesh make."
             )
-    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
+    sharding = row_sharding(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
     )

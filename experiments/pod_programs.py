@@ -1,0 +1,300 @@
+"""The programs that a configuration runs, as shapes on a mesh: nothing is allocated.
+
+    for name, build in PROGRAMS.items():
+        program = build(planned(config), mesh)
+        compiled = program.lower(mesh).compile()
+
+The functions are those of the launchers: `sft_update`, the RL step's `update` and `draw`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.rl import check_rl, rl_config, rl_optimizer
+from experiments.sft import Setup, optimizer_config, set_up
+from reasoning.data.pipelines import TraceBatch
+from reasoning.learning import rollouts as ro
+from reasoning.learning.optimizers import make_optimizer
+from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
+from reasoning.learning.rl_updates import update
+from reasoning.learning.updates import TrainState, init_state, sft_update
+from reasoning.models.config import ModelConfig
+from reasoning.models.transformer import init_cache, init_params
+from reasoning.rewards.verdicts import Verdicts
+from reasoning.runtime.meshes import ROWS, MeshShape, param_shardings, row_sharding, use_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A configuration with the sizes that its programs are compiled for.
+
+    Attributes:
+      config: the whole configuration.
+      setup: its model, with the vocabulary and the prompt length of `config.plan` where it has any.
+      rl: what the RL step is compiled for.
+    """
+
+    config: ml_collections.ConfigDict
+    setup: Setup
+    rl: RLConfig
+
+    @property
+    def model(self) -> ModelConfig:
+        """The policy's shape."""
+        return self.setup.model
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function with the shapes, dtypes and shardings that it is called with.
+
+    Attributes:
+      name: as in `PROGRAMS`.
+      function: jitted.
+      arguments: positional, trees of `jax.ShapeDtypeStruct`.
+      keywords: keyword arguments.
+      kinds: kind of memory -> the tree of arguments that is of this kind.
+      model_flops: of the matrix products that the mathematics asks for, of all devices: nothing is
+        computed twice, attention is over whole rows. The sampler's are those of one token a row.
+      steps: how often a loop of unknown length runs at most (the sampler's tokens), else 1.
+      cache: shapes of what the program itself keeps for decoding, None without.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple
+    keywords: dict[str, Any]
+    kinds: dict[str, Any]
+    model_flops: float
+    steps: int = 1
+    cache: Any = None
+
+    def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+        """Trace and lower it for the mesh's devices."""
+        with use_mesh(mesh):
+            return self.function.lower(*self.arguments, **self.keywords)
+
+
+def planned(config: ml_collections.ConfigDict) -> Plan:
+    """Check a configuration as the launchers do.
+
+    Raises:
+      ValueError: what cannot work, in one sentence.
+    """
+    setup = set_up(config, (config.arm,), on_mesh=False)
+    check_rl(setup, config, "rl")
+    sizes = config.get("plan")
+    if sizes is not None:
+        if not 0 < sizes.prompt_length < setup.model.max_length:
+            raise ValueError(
+                f"plan.prompt_length={sizes.prompt_length}: must lie between 0 and "
+                f"model.max_length={setup.model.max_length}."
+            )
+        if sizes.vocab_size < setup.model.vocab_size:
+            raise ValueError(
+                f"plan.vocab_size={sizes.vocab_size}: the task's tokenizer has "
+                f"{setup.model.vocab_size} ids; raise it to that."
+            )
+        model = dataclasses.replace(setup.model, vocab_size=sizes.vocab_size)
+        setup = dataclasses.replace(setup, model=model, prompt_length=sizes.prompt_length)
+    return Plan(config, setup, rl_config(setup, config.rl))
+
+
+def mesh_shape(config: ml_collections.ConfigDict) -> MeshShape:
+    """`config.mesh` as a shape."""
+    return MeshShape(**config.mesh)
+
+
+def check_rows(plan: Plan, shape: MeshShape) -> None:
+    """Refuse rows that the mesh cannot cut evenly (ValueError)."""
+    for field in ("finetune.rows", "rl.prompts"):
+        section, name = field.split(".")
+        rows = plan.config[section][name]
+        if rows % shape.rows:
+            raise ValueError(
+                f"{field}={rows}: must be a multiple of the {shape.rows} parts that "
+                "mesh.replica, mesh.data and mesh.fsdp make."
+            )
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes with their shardings; one sharding serves a whole tree."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, shapes)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh))
+
+
+def _copied(mesh: Mesh, shapes: Any) -> Any:
+    """Shapes of which every device holds all."""
+    return _placed(shapes, NamedSharding(mesh, PartitionSpec()))
+
+
+def _params(model: ModelConfig, mesh: Mesh) -> Any:
+    shapes = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+    return _placed(shapes, param_shardings(model, mesh))
+
+
+def _opt_state(shapes: Any, params: Any, mesh: Mesh) -> Any:
+    """The optimizer's state: moments lie where their parameters do, counters everywhere."""
+    by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
+
+    def place(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # The state holds trees like the parameters': a moment's path ends as its parameter's.
+        ends = (by_path.get(path[start:]) for start in range(len(path)))
+        param = next((p for p in ends if p is not None and p.shape == x.shape), None)
+        return _copied(mesh, x) if param is None else _placed(x, param.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def forward_flops(config: ModelConfig, rows: int, length: int, slots: int, scored: int) -> float:
+    """FLOPs of a forward pass over `[rows, length]` tokens that see `slots` keys each.
+
+    Args:
+      scored: positions of a row that the head scores.
+    """
+    heads = config.num_heads + config.num_kv_heads
+    weights = 2 * config.d_model * config.head_dim * heads + 3 * config.d_model * config.d_ff
+    attention = 2 * slots * config.num_heads * config.head_dim
+    per_row = config.num_layers * length * (weights + attention)
+    return 2.0 * rows * (per_row + scored * config.d_model * config.output_size)
+
+
+def training_step(plan: Plan, mesh: Mesh) -> Program:
+    """The update of supervised fine-tuning on `finetune.rows` of `model.max_length` tokens."""
+    settings, model = plan.config.finetune, plan.model
+    optimizer = make_optimizer(optimizer_config(settings))
+    params = _params(model, mesh)
+    state = jax.eval_shape(partial(init_state, optimizer=optimizer), params)
+    state = TrainState(
+        params, _opt_state(state.opt_state, params, mesh), _copied(mesh, state.step)
+    )
+    rows, length = settings.rows, model.max_length
+    batch = TraceBatch(
+        tokens=_rows(mesh, (rows, length)),
+        lengths=_rows(mesh, (rows,)),
+        fork=_rows(mesh, (rows,)),
+        problem=_rows(mesh, (rows,)),
+        slot=_rows(mesh, (rows,)),
+        problem_seed=_rows(mesh, (rows,), jnp.uint32),
+    )
+    return Program(
+        name="training step",
+        function=sft_update,
+        arguments=(state, batch, _rows(mesh, (rows,))),
+        keywords=dict(
+            config=model, optimizer=optimizer, reduction=plan.config.loss.reduction,
+            tag_is_label=plan.config.loss.tag_is_label,
+        ),
+        kinds={"parameters": state.params, "optimizer": state.opt_state},
+        model_flops=3 * forward_flops(model, rows, length, length, length),
+    )
+
+
+def _prompts(plan: Plan, mesh: Mesh) -> ro.PromptBatch:
+    count, length = plan.rl.num_prompts, plan.setup.prompt_length
+    ids = _rows(mesh, (count, length))
+    return ro.PromptBatch(ids, ids, _rows(mesh, (count,)), _rows(mesh, (count,)))
+
+
+def _draw(plan: Plan) -> Callable[..., Any]:
+    """The sampler, as the steps of RL call it."""
+    config = plan.rl
+    return partial(
+        ro.draw, config=config.model, rollout=config.rollout, eos_id=config.eos_id,
+        pad_id=config.pad_id,
+    )
+
+
+def sampler(plan: Plan, mesh: Mesh) -> Program:
+    """`rl.samples` completions of `rl.prompts` prompts: prefill, then one token at a time."""
+    params, key = _params(plan.model, mesh), jax.eval_shape(jax.random.key, 0)
+    rollout, rows = plan.rl.rollout, plan.rl.num_prompts * plan.rl.rollout.num_samples
+    slots = plan.setup.prompt_length + rollout.max_new_tokens
+    cache = jax.eval_shape(lambda: init_cache(plan.model, rows, slots))
+    axes = PartitionSpec(*(None,) * plan.model.scan_layers, ROWS, "tensor")  # [B, K, C, H]
+    return Program(
+        name="sampler",
+        function=jax.jit(_draw(plan)),
+        arguments=(params, _prompts(plan, mesh), _copied(mesh, key)),
+        keywords={},
+        kinds={"parameters": params},
+        model_flops=forward_flops(plan.model, rows, 1, slots, 1),
+        steps=rollout.max_new_tokens,
+        cache=_placed((cache.keys, cache.values), NamedSharding(mesh, axes)),
+    )
+
+
+def rl_update(plan: Plan, mesh: Mesh) -> Program:
+    """The update on judged completions of `rl.prompts` prompts, the reference's pass included."""
+    config, optimizer = plan.rl, rl_optimizer(plan.config.rl)
+    params, prompts = _params(plan.model, mesh), _prompts(plan, mesh)
+    key = jax.eval_shape(jax.random.key, 0)
+    shapes = jax.eval_shape(
+        partial(init_policy_state, config=config, optimizer=optimizer), params
+    )
+    state = PolicyState(
+        params=params,
+        opt_state=_opt_state(shapes.opt_state, params, mesh),
+        step=_copied(mesh, shapes.step),
+        reference=None if shapes.reference is None else params,
+        entropy_coef=_copied(mesh, shapes.entropy_coef),
+        critic=None,
+        critic_opt_state=None,
+        skipped=_copied(mesh, shapes.skipped),
+    )
+    if shapes.critic is not None:
+        head = _copied(mesh, shapes.critic["head"])
+        critic = {"model": params, "head": head}
+        opt_state = _opt_state(shapes.critic_opt_state, critic, mesh)
+        state = state.replace(critic=critic, critic_opt_state=opt_state)
+    samples = jax.eval_shape(_draw(plan), params, prompts, key)
+    rows = samples.tokens.shape[0]
+    verdicts = Verdicts(*(jax.ShapeDtypeStruct((rows,), d) for d in (jnp.float32, jnp.int32)))
+    rollouts = jax.eval_shape(
+        partial(
+            ro.assemble, rollout=config.rollout, config=config.model,
+            allowed=config.allowed_ids(),
+        ),
+        samples, verdicts,
+    )
+    kinds = {"parameters": params, "optimizer": state.opt_state}
+    if state.reference is not None:
+        kinds["reference"] = state.reference
+    if state.critic is not None:
+        kinds["critic"] = (state.critic, state.critic_opt_state)
+    # A pass forwards and two back at every optimizer step, and those before the first: the
+    # reference's, and the policy's own where its entropy is read.
+    scored = 1 if config.algorithm.on_fork else config.rollout.max_new_tokens
+    read = config.num_prompts if config.algorithm.on_fork else rows
+    length = plan.setup.prompt_length + scored - 1
+    passes = 3 * config.num_epochs + bool(config.algorithm.kl_coef)
+    passes += config.algorithm.reads_entropy
+    return Program(
+        name="RL update",
+        function=jax.jit(partial(update, config=config, optimizer=optimizer), donate_argnums=0),
+        arguments=(state, prompts, _placed(rollouts, row_sharding(mesh)), _copied(mesh, key)),
+        keywords={},
+        kinds=kinds,
+        model_flops=passes * forward_flops(config.model, read, length, length, scored),
+    )
+
+
+PROGRAMS: dict[str, Callable[[Plan, Mesh], Program]] = {
+    "training step": training_step,
+    "RL update": rl_update,
+    "sampler": sampler,
+}
