@@ -225,7 +225,7 @@ def test_what_cannot_run_is_refused():
         config = tiny(fsdp=8)
         config.finetune.rows = 12
         plan.run(config, "cpu:8", ["training step"])
-    with pytest.raises(ValueError, match="needs 4 devices"):
+    with pytest.raises(ValueError, match="4 places for 8 devices"):
         plan.run(tiny(fsdp=4), "cpu:8", ["sampler"])
     with pytest.raises(ValueError, match="programs='training'"):
         plan.run(tiny(), "cpu:8", ["training"])
