@@ -13,7 +13,9 @@ import functools
 import math
 import multiprocessing
 import numbers
+import os
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -53,6 +55,17 @@ def verify_answers(
     return [task.verify(problem, answer) for problem, answer in zip(metadata, answers, strict=True)]
 
 
+def _end_with_parent() -> None:
+    """End this worker when the program that started it does, also if that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class HostReward:
     """A function of texts as a reward: `(prompts, completions, metadata) -> Verdicts`.
 
@@ -88,7 +101,9 @@ class HostReward:
         if num_workers:
             self._check_picklable()
             context = multiprocessing.get_context("spawn")  # a fork of a program with JAX may hang
-            self._pool = ProcessPoolExecutor(num_workers, mp_context=context)
+            self._pool = ProcessPoolExecutor(
+                num_workers, mp_context=context, initializer=_end_with_parent
+            )
 
     def __call__(
         self, prompts: jax.Array, completions: Completions, metadata: Sequence[Any]

@@ -1,6 +1,10 @@
 """Rewards on the host: texts in, verdicts out, and errors that name function and completion."""
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +173,35 @@ def test_a_worker_that_dies_says_so():
     with pytest.raises(RuntimeError, match=r"^deadly: a worker process died"):
         reward(prompts, completions, [1.0, 1.0])
     reward.close()
+
+
+ORPHANS = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_host
+
+def say_pid(prompts, completions, metadata):
+    return [float(os.getpid())] * len(completions)
+
+if __name__ == "__main__":
+    reward = test_host.HostReward(say_pid, test_host.TOKENIZER, num_workers=1)
+    prompts, completions = test_host.batch("a")
+    print(int(reward(prompts, completions, [None]).reward[0]), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_program_that_is_killed(tmp_path):
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    # The worker holds the pipe open for as long as it lives: the call returns when it has ended.
+    done = subprocess.run(
+        [sys.executable, str(script), str(Path(__file__).parent)], capture_output=True, text=True,
+        timeout=120, check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
 
 
 def test_closing_frees_the_workers():
