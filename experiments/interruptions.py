@@ -89,7 +89,8 @@ def compare(a: Path, b: Path) -> list[str]:
     """What two finished runs differ in, less what a clock says."""
     found = []
     for name in ("metrics.jsonl", "completions.jsonl"):
-        rows = [[timeless(json.loads(line)) for line in (run / name).open()] for run in (a, b)]
+        lines = [(run / name).read_text().splitlines() for run in (a, b)]
+        rows = [[timeless(json.loads(line)) for line in of_run] for of_run in lines]
         if len(rows[0]) != len(rows[1]):
             found.append(f"{name}: {len(rows[0])} and {len(rows[1])} lines")
         found += [f"{name}: line {i + 1}" for i, (x, y) in enumerate(zip(*rows)) if x != y]

@@ -42,6 +42,7 @@ def refused(done, *words):
     assert all(word in lines[0] for word in words), lines[0]
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_is_extended_when_asked(finished):
     again = launch(finished)
     assert again.returncode == 0 and "finished at step 12, nothing is changed" in again.stdout
@@ -54,6 +55,7 @@ def test_a_finished_run_says_so_and_is_extended_when_asked(finished):
     assert json.loads((finished / "results.json").read_text())["steps"] == 6 + 8
 
 
+@pytest.mark.slow
 def test_what_a_run_cannot_go_on_with_is_one_line(finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)

@@ -31,7 +31,7 @@ from reasoning.runtime.meshes import (
     use_mesh,
 )
 
-SHAPES = ["8x1x1", "2x4x1", "1x4x2", "2x2x2"]
+SHAPES = ["2x2x2", *(pytest.param(x, marks=pytest.mark.slow) for x in ("8x1x1", "2x4x1", "1x4x2"))]
 
 
 def mesh_of(shape):
@@ -61,6 +61,7 @@ def test_eight_devices_train_and_sample_as_one(alone, shape):
             assert leaf.sharding.shard_shape(leaf.shape) == cut[leaf.shape].shard_shape(leaf.shape)
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(alone):
     with socket.socket() as free:
         free.bind(("localhost", 0))
