@@ -130,7 +130,8 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
         ("loss.reduction", "median", "reduction='median'"),
         ("finetune.optimizer", "sgd", "optimizer='sgd'"),
         ("evaluation.temperature", -1.0, "temperature=-1.0"),
-        ("evaluation.problems", 10**6, "count=1000000"),
+        # A minute: the search goes on until it finds no new problem for long.
+        pytest.param("evaluation.problems", 10**6, "count=1000000", marks=pytest.mark.slow),
         ("finetune.steps", 7, "another configuration (finetune.steps"),
     ],
 )
