@@ -23,10 +23,11 @@ from jax.sharding import Mesh
 from experiments import launch, plan_reports
 from experiments.plan_reports import Report
 from experiments.plan_suggestions import suggestions
-from experiments.pod_programs import PROGRAMS, Plan, check_rows, mesh_shape, planned
+from experiments.pod_programs import PROGRAMS, Plan, planned
+from experiments.sft import mesh_shape
 from reasoning.models.config import count_parameters
 from reasoning.runtime.chips import Chip, topology
-from reasoning.runtime.meshes import check_mesh, make_mesh
+from reasoning.runtime.meshes import make_mesh
 
 _TOPOLOGY = flags.DEFINE_string("topology", "cpu:8", "Chips, as v5e:16x16, v5p:4x4x8 or cpu:8.")
 _PROGRAMS = flags.DEFINE_list("programs", list(PROGRAMS), f"Some of {', '.join(PROGRAMS)}.")
@@ -42,11 +43,7 @@ def make_report(
 
     Args:
       hlo: a directory for the compiled program's text.
-
-    Raises:
-      ValueError: the rows cannot be cut over the mesh.
     """
-    check_rows(plan, mesh_shape(plan.config))
     program = PROGRAMS[name](plan, mesh)
     started = time.monotonic()
     try:
@@ -86,11 +83,8 @@ def run(
         if name not in PROGRAMS:
             raise ValueError(f"programs={name!r}: must be some of {', '.join(PROGRAMS)}.")
     devices, chip = topology(where)
-    shape = mesh_shape(config)
-    mesh = make_mesh(shape, devices)
+    mesh = make_mesh(mesh_shape(config), devices)
     plan = planned(config)
-    check_mesh(shape, plan.model)
-    check_rows(plan, shape)
     sizes = " ".join(f"{axis}={size}" for axis, size in config.mesh.items() if size > 1)
     print(
         f"{count_parameters(plan.model):,} parameters, sequences of {plan.model.max_length}, "

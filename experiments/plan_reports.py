@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from experiments.pod_programs import Plan, Program
+from experiments.sft import mesh_shape
 from reasoning.runtime.chips import GIB, Chip
 from reasoning.runtime.programs import Collective, Cost, analyse
 
@@ -145,14 +146,9 @@ def verdict(report: Report, plan: Plan) -> str:
         return "too large: raise rl.microbatches"
     if plan.model.remat != "full":
         return "too large: set model.remat=full"
-    if report.program.name == "training step" and config.finetune.rows > _parts(plan):
+    if report.program.name == "training step" and config.finetune.rows > mesh_shape(config).rows:
         return "too large: lower finetune.rows"
     return "too large: raise mesh.tensor, or lower model.max_length"
-
-
-def _parts(plan: Plan) -> int:
-    mesh = plan.config.mesh
-    return mesh.replica * mesh.data * mesh.fsdp
 
 
 def describe(report: Report, plan: Plan, largest: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from experiments.plan_reports import Report
 from experiments.pod_programs import Plan, planned
+from experiments.sft import mesh_shape
 
 REMAT = ("none", "dots", "full")  # from the least recomputation to the least memory
 _FARTHEST = 16  # a batch more times as large as the present one is not tried
@@ -61,14 +62,9 @@ def suggestions(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
     yield from of_program[report.program.name](plan, report, attempt)
 
 
-def _parts(plan: Plan) -> int:
-    mesh = plan.config.mesh
-    return mesh.replica * mesh.data * mesh.fsdp
-
-
 def _of_training(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
     policy, rows = plan.model.remat, plan.config.finetune.rows
-    at = REMAT.index(policy)
+    at, parts = REMAT.index(policy), mesh_shape(plan.config).rows
     if report.fits:
         for remat in REMAT[:at][::-1]:  # each needs more memory than the one before
             if not attempt(changed(plan, model_remat=remat)):
@@ -82,21 +78,21 @@ def _of_training(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
                 return
     # What is known of the memory is the present policy's.
     times = min(room(report), _FARTHEST)
-    sizes = powers_below(rows * times, _parts(plan))
+    sizes = powers_below(rows * times, parts)
     found = first_that_fits(sizes, lambda n: (n == rows and report.fits) or attempt(
         changed(plan, finetune_rows=n)
     ))
     if found:
         yield f"finetune.rows={found} fits model.remat={plan.model.remat}, the largest batch tried"
     else:
-        yield f"no batch from {_parts(plan)} rows on fits: raise mesh.fsdp or mesh.tensor"
+        yield f"no batch from {parts} rows on fits: raise mesh.fsdp or mesh.tensor"
 
 
 def _of_rl(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
     settings, present = plan.config.rl, plan.rl.num_microbatches
     prompts = settings.prompts // settings.minibatches
     # A microbatch holds whole prompts, and its rows should fill the mesh.
-    most = max(1, min(prompts, prompts * settings.samples // _parts(plan)))
+    most = max(1, min(prompts, prompts * settings.samples // mesh_shape(plan.config).rows))
     needed = present / max(room(report), 1e-9)
     sizes = [n for n in range(1, most + 1) if prompts % n == 0 and n >= min(needed, most)]
     found = first_that_fits(sizes, lambda n: (n == present and report.fits) or attempt(
@@ -112,7 +108,7 @@ def _of_rl(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
 
 def _of_sampler(plan: Plan, report: Report, attempt: Attempt) -> Iterator[str]:
     settings = plan.config.rl
-    least = max(_parts(plan), settings.microbatches * settings.minibatches)
+    least = max(mesh_shape(plan.config).rows, settings.microbatches * settings.minibatches)
     sizes = powers_below(settings.prompts * min(room(report), _FARTHEST), least)
 
     def fits(count: int) -> bool:

@@ -28,7 +28,7 @@ from reasoning.learning.updates import TrainState, init_state, sft_update
 from reasoning.models.config import ModelConfig
 from reasoning.models.transformer import init_cache, init_params
 from reasoning.rewards.verdicts import Verdicts
-from reasoning.runtime.meshes import ROWS, MeshShape, param_shardings, row_sharding, use_mesh
+from reasoning.runtime.meshes import ROWS, param_shardings, row_sharding, use_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,23 +105,6 @@ def planned(config: ml_collections.ConfigDict) -> Plan:
         model = dataclasses.replace(setup.model, vocab_size=sizes.vocab_size)
         setup = dataclasses.replace(setup, model=model, prompt_length=sizes.prompt_length)
     return Plan(config, setup, rl_config(setup, config.rl))
-
-
-def mesh_shape(config: ml_collections.ConfigDict) -> MeshShape:
-    """`config.mesh` as a shape."""
-    return MeshShape(**config.mesh)
-
-
-def check_rows(plan: Plan, shape: MeshShape) -> None:
-    """Refuse rows that the mesh cannot cut evenly (ValueError)."""
-    for field in ("finetune.rows", "rl.prompts"):
-        section, name = field.split(".")
-        rows = plan.config[section][name]
-        if rows % shape.rows:
-            raise ValueError(
-                f"{field}={rows}: must be a multiple of the {shape.rows} parts that "
-                "mesh.replica, mesh.data and mesh.fsdp make."
-            )
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

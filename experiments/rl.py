@@ -34,6 +34,7 @@ from experiments.sft import (
     Setup,
     evaluate,
     fine_tune_seeds,
+    mesh_shape,
     optimizer_config,
     set_up,
     training_data,
@@ -51,7 +52,7 @@ from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import problem_arrays
 from reasoning.rewards.shaping import task_ids
 from reasoning.runtime.checkpoints import save_tree
-from reasoning.runtime.meshes import MeshShape, param_shardings
+from reasoning.runtime.meshes import param_shardings
 from reasoning.runtime.progress import Progress
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
@@ -363,7 +364,7 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
             raise ValueError(f"{section}.{name}={settings[name]}: must be at least 1.")
     if settings.reward not in ("device", "host"):
         raise ValueError(f"{section}.reward={settings.reward!r}: must be device or host.")
-    parts = MeshShape(**config.mesh).rows
+    parts = mesh_shape(config).rows
     scored = settings.prompts // (settings.minibatches * settings.microbatches)
     if settings.prompts % parts or scored * settings.samples % parts:
         raise ValueError(

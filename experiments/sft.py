@@ -76,6 +76,11 @@ class Data:
     finetune: list[pipelines.Example]
 
 
+def mesh_shape(config: ml_collections.ConfigDict) -> MeshShape:
+    """`config.mesh` as a shape."""
+    return MeshShape(**config.mesh)
+
+
 def set_up(
     config: ml_collections.ConfigDict, arms: tuple[str, ...], on_mesh: bool = True
 ) -> Setup:
@@ -91,10 +96,9 @@ def set_up(
     tokenizer = train_tokenizer(
         (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
     )
-    shape = {name: value for name, value in config.model.items() if value is not None}
-    model = make_config(shape.pop("preset"), vocab_size=tokenizer.vocab_size, **shape)
-    shape = MeshShape(**config.mesh)
-    check_mesh(shape, model)
+    fields = {name: value for name, value in config.model.items() if value is not None}
+    model = make_config(fields.pop("preset"), vocab_size=tokenizer.vocab_size, **fields)
+    check_mesh(mesh_shape(config), model)
     check_numbers(config, task)
     check_arms(config, (*arms, config.arm), task, model)
     held_out = {
@@ -107,7 +111,7 @@ def set_up(
     prompts = [task.prompt(problem) for problems in held_out.values() for problem in problems]
     prompt_length = max(len(pipelines.prompt_ids(tokenizer, prompt)) for prompt in prompts)
     check_lengths(model, prompt_length, 2)
-    mesh = make_mesh(shape) if on_mesh else None
+    mesh = make_mesh(mesh_shape(config)) if on_mesh else None
     return Setup(task, tokenizer, model, prompt_length, **held_out, mesh=mesh)
 
 
@@ -118,7 +122,7 @@ def check_numbers(config: ml_collections.ConfigDict, task: Task) -> None:
         value = (config[section] if section else config)[field]
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1.")
-    parts = MeshShape(**config.mesh).rows
+    parts = mesh_shape(config).rows
     if config.pretrain.steps < 0:
         raise ValueError(f"pretrain.steps={config.pretrain.steps}: must be 0 (none) or above.")
     for phase in ("pretrain", "finetune"):

@@ -13,7 +13,8 @@ import pytest
 
 from experiments import plan, plan_reports, plan_suggestions
 from experiments.configs import pod, smoke
-from experiments.pod_programs import forward_flops, mesh_shape, planned, training_step
+from experiments.pod_programs import forward_flops, planned, training_step
+from experiments.sft import mesh_shape
 from reasoning.models.config import ModelConfig, count_parameters
 from reasoning.models.transformer import Transformer, init_params
 from reasoning.runtime.chips import CHIPS, GIB, Chip, chip_of, topology
