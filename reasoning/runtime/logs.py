@@ -46,11 +46,19 @@ class Logs:
     ) -> None:
         self._trackers = trackers
         self._files = {name: (path / name).open("a+", buffering=1) for name in FILES}
+        self.cut(positions)
+
+    def cut(self, positions: Mapping[str, int] | None) -> None:
+        """Cut each file back to so many bytes; None: to nothing.
+
+        Raises:
+          ValueError: a file is shorter than that.
+        """
         for name, file in self._files.items():
             end = positions[name] if positions else 0
             if file.seek(0, os.SEEK_END) < end:
                 raise ValueError(
-                    f"{path / name}: is shorter than when the run was saved; choose another "
+                    f"{file.name}: is shorter than when the run was saved; choose another "
                     "workdir."
                 )
             file.truncate(end)

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -176,13 +176,14 @@ class Run:
         self._writes = jax.process_index() == 0
         _check_unfinished(workdir, program, config, saving.extend)  # before anything is written
         self._lock = self._checkpoints = None
-        self._before: list[tuple[Path, bytes]] = []
         if self._writes:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path)
         try:
             # Again: whoever held the lock before may have finished the run.
             _check_unfinished(workdir, program, config, saving.extend)
+            # Written down once a phase is found that can go on.
+            self._extends = self._is_extended(config)
             if self._writes:
                 self._describe(program, config, data)
             if jax.process_count() > 1:
@@ -254,7 +255,7 @@ class Run:
         self._phase, self._extended_from = name, None
         if mark.is_file():
             found = _read(mark)
-            if found["steps"] == steps:
+            if found["steps"] == steps and not (self._extends and steps is None):
                 outcome = found["outcome"]
                 return (None if like is None else load_tree(policy, like)), outcome
             self._extended_from = found["steps"]
@@ -277,9 +278,15 @@ class Run:
         """
         self._checkpoints.wait()  # for what the phase before has saved last
         about = self._last_checkpoint()
-        if about is None or about["phase"] != self._phase:
-            if self._extended_from is not None:
-                self._refuse_extension()
+        here = about is not None and about["phase"] == self._phase
+        if self._extended_from is not None and not here:
+            raise CannotRestore(
+                f"extend: {self._phase} has ended at step {self._extended_from} and others came "
+                "after it; only the phase that trained last can be extended."
+            )
+        if self._extends:
+            self._extend(about)
+        if not here:
             return state, 0, dict(carried)
         print(f"{self._phase}: goes on after step {about['step']}.")
         return self._checkpoints.restore(about["number"], state), about["step"], about["carried"]
@@ -319,24 +326,26 @@ class Run:
         told = {"steps": sum(n for n in steps if n), "versions": versions()}
         self._write(RESULTS, {**results, **told, "seconds": round(self.seconds, 1)})
 
+    def _is_extended(self, config: Mapping[str, Any]) -> bool:
+        """Whether the run that is there has fewer steps."""
+        path = self.path / CONFIG
+        return path.is_file() and _extends(_read(path)["config"], json.loads(json.dumps(config)))
+
     def _describe(self, program: str, config: Mapping[str, Any], data: str) -> None:
         """Write config.json, or compare the data with those of the run that is there."""
         about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
-        here = {"program": program, "config": config, "data": data, **about}
+        self._about = {"program": program, "config": config, "data": data, **about}
         if (self.path / CONFIG).is_file():
-            there = _read(self.path / CONFIG)
-            before = there.get("data", "")
+            before = _read(self.path / CONFIG).get("data", "")
             if before != data:
                 raise ValueError(
                     f"workdir={self.path}: holds a run on other data (fingerprint {before[:12]} "
                     f"there and {data[:12]} here): the task, the tokenizer or the pipeline has "
                     "changed; choose another directory."
                 )
-            if there["config"] != json.loads(json.dumps(config)):
-                self._make_room(here)
         else:
             # First: it makes the directory a run's.
-            self._write(CONFIG, here)
+            self._write(CONFIG, self._about)
         (self.path / "plots").mkdir(exist_ok=True)
         self._attempt = 1
         if (self.path / ATTEMPTS).is_file():
@@ -344,27 +353,19 @@ class Run:
         with (self.path / ATTEMPTS).open("a") as attempts:
             logs.append(attempts, {"attempt": self._attempt, "time": time.time(), **about})
 
-    def _make_room(self, here: Mapping[str, Any]) -> None:
+    def _extend(self, last: Mapping[str, Any] | None) -> None:
         """Make an extended run of a finished one: what comes after training comes again."""
+        self._extends = False
+        if not self._writes:
+            return
         # In this order: what a kill leaves goes on by either command.
-        self._before = [(self.path / CONFIG, (self.path / CONFIG).read_bytes())]
         if (self.path / RESULTS).is_file():
-            self._before.append((self.path / RESULTS, (self.path / RESULTS).read_bytes()))
             (self.path / RESULTS).rename(self.path / f"before_extension_{time.time():.0f}.json")
         for mark in (self.path / "finished").rglob("*.json"):
             if _read(mark)["steps"] is None:
-                self._before.append((mark, mark.read_bytes()))
                 mark.unlink()
-        self._write(CONFIG, here)
-
-    def _refuse_extension(self) -> NoReturn:
-        """Put the run back as it was before it was to be extended, and say why (CannotRestore)."""
-        for path, content in self._before:
-            path.write_bytes(content)
-        raise CannotRestore(
-            f"extend: {self._phase} has ended at step {self._extended_from} and others came after "
-            "it; only the phase that trained last can be extended."
-        )
+        self._write(CONFIG, self._about)
+        self._logs.cut(self._last_positions(last))
 
     def _last_checkpoint(self) -> dict[str, Any] | None:
         """What the last checkpoint is about, with its number; None if there is none.
@@ -391,14 +392,17 @@ class Run:
         self._next = last["number"] + 1 if last else 0
         if not self._writes:
             return None
-        marks = [_read(path) for path in (self.path / "finished").rglob("*.json")]
-        positions = [mark["logs"] for mark in marks] + ([last["logs"]] if last else [])
-        position = max(positions, key=lambda at: [at[name] for name in logs.FILES], default=None)
         trackers = [logs.tensorboard(self.path / "events" / str(self._attempt))]
         if self._saving.wandb_project:
             project = self._saving.wandb_project
             trackers.append(logs.weights_and_biases(project, self.path, config))
-        return logs.Logs(self.path, position, trackers)
+        return logs.Logs(self.path, self._last_positions(last), trackers)
+
+    def _last_positions(self, last: Mapping[str, Any] | None) -> dict[str, int] | None:
+        """How long the logs were at the last checkpoint, or when the last phase ended."""
+        marks = [_read(path) for path in (self.path / "finished").rglob("*.json")]
+        positions = [mark["logs"] for mark in marks] + ([last["logs"]] if last else [])
+        return max(positions, key=lambda at: [at[name] for name in logs.FILES], default=None)
 
     def _positions(self) -> dict[str, int]:
         return self._logs.positions() if self._logs else {}

@@ -526,7 +526,8 @@ def test_only_more_steps_extend_a_run(workdir, config):
 
 def test_a_phase_that_others_came_after_cannot_be_extended_and_nothing_is_changed(workdir):
     old = train_to(workdir, 4, phases=("seed0/mixed", "seed0/other"))
-    before = {name: (workdir / name).read_text() for name in ("config.json", "results.json")}
+    files = ("config.json", "results.json", "metrics.jsonl", "completions.jsonl")
+    before = {name: (workdir / name).read_text() for name in files}
     marks = snapshot(workdir / "finished").keys()
     longer = {"seed": 0, "finetune": {"steps": 6}}
     with (
@@ -536,6 +537,7 @@ def test_a_phase_that_others_came_after_cannot_be_extended_and_nothing_is_change
         run.phase("seed0/mixed", lambda: run.resume({}, {}), steps=6)
     assert before == {name: (workdir / name).read_text() for name in before}
     assert marks == snapshot(workdir / "finished").keys()
+    assert not list(workdir.glob("before_extension_*"))
     assert finished_results(workdir, PROGRAM, old)["steps"] == 3 + 4
 
 
