@@ -45,6 +45,9 @@ def fingerprint(data: Any) -> str:
             digest.update(np.asarray(item).tobytes())
         elif isinstance(item, Sequence) and not isinstance(item, str | bytes):
             digest.update(f"({len(item)}".encode())
+            if all(type(part) is int for part in item):  # a row of ids, at once
+                digest.update(repr(tuple(item)).encode())
+                return
             for part in item:
                 add(part)
         else:
