@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from reasoning.learning import losses
 from reasoning.learning.rl_state import RLConfig
 from reasoning.learning.rollouts import PromptBatch
+from reasoning.models.strategies import tag_to_id
 from reasoning.models.transformer import Transformer
 from reasoning.sampling.filters import Filters, filter_logits
 
@@ -74,7 +75,8 @@ def score(
 def tag_log_probs(params: Any, prompts: PromptBatch, config: RLConfig) -> jax.Array:
     """The policy's log-probs of the S tags at the fork, `[P, S]`."""
     logits = run_policy(params, prompts, jnp.zeros((prompts.ids.shape[0], 1, 1), jnp.int32), config)
-    return jax.nn.log_softmax(logits[:, 0, 0])[:, config.model.vocab_size :]
+    tags = tag_to_id(config.model, jnp.arange(config.model.num_strategies))
+    return jax.nn.log_softmax(logits[:, 0, 0])[:, tags]
 
 
 def critic_values(

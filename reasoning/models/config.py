@@ -8,6 +8,37 @@ RematPolicy = Literal["none", "full", "dots"]
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Slower rotations, for longer texts than a model was first trained on.
+
+    Attributes:
+      kind: "linear" divides every frequency by `factor` (2306.15595); "llama3" divides those whose
+        wavelength exceeds `original_length / low_frequency`, keeps those below
+        `original_length / high_frequency`, and goes smoothly from one to the other between.
+      factor: by which the slowest rotations are slowed.
+      low_frequency, high_frequency: turns within `original_length` between which it is smooth.
+      original_length: tokens of the texts in the first training.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"kind={self.kind!r}: rotations are scaled by linear or llama3.")
+        if self.factor < 1:
+            raise ValueError(f"factor={self.factor}: must be at least 1.")
+        if self.kind == "llama3" and self.high_frequency <= self.low_frequency:
+            raise ValueError(
+                f"high_frequency={self.high_frequency}: must be above "
+                f"low_frequency={self.low_frequency}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only Transformer with a strategy-embedding table beside the token table.
 
@@ -26,8 +57,23 @@ class ModelConfig:
       tied_head: score tokens with the embedding tables, or with a head of their own.
       scan_layers: one compiled block scanned over stacked parameters, or an unrolled loop.
       remat: what the backward pass recomputes: nothing, all, or all but matrix products.
-      dtype: compute dtype; parameters, logits and softmax are always float32.
+      dtype: compute dtype; logits and softmax are always float32.
       norm_epsilon: added to the mean square in RMSNorm.
+
+    What published families add (`reasoning.models.pretrained`):
+      strategy_ids: the ids in 0..V-1 that stand for the S tags, where these are written in the
+        model's own vocabulary; there are then no strategy tables. (): ids V..V+S-1.
+      qkv_bias: queries, keys and values have a bias (Qwen 2).
+      qk_norm: queries and keys are normalised, head by head (Qwen 3, Gemma 3).
+      windows: how many tokens back each layer looks, itself included; 0: all. (): all layers all.
+      rope_scaling: of the layers without a window.
+      local_rope_theta: base of the frequencies in layers with a window; None: rope_theta.
+      query_scale: scores are divided by its root; None: by that of head_dim.
+      attention_softcap, final_softcap: c tanh(x / c) of the scores and of the logits (Gemma 2).
+      activation: of the feed-forward gate.
+      scale_embeddings: by the root of d_model (Gemma).
+      norm_offset: RMSNorm scales by 1 + its parameter (Gemma).
+      post_norms: each sublayer's output is normalised, too (Gemma 2, Gemma 3).
 
     Raises:
       ValueError: an impossible combination, in one sentence.
@@ -49,6 +95,19 @@ class ModelConfig:
     remat: RematPolicy = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
     norm_epsilon: float = 1e-6
+    strategy_ids: tuple[int, ...] = ()
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    windows: tuple[int, ...] = ()
+    rope_scaling: RopeScaling | None = None
+    local_rope_theta: float | None = None
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    scale_embeddings: bool = False
+    norm_offset: bool = False
+    post_norms: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -65,16 +124,36 @@ class ModelConfig:
             ("position_encoding", ("learned", "rope")),
             ("remat", ("none", "full", "dots")),
             ("dtype", ("float32", "bfloat16")),
+            ("activation", ("silu", "gelu_tanh")),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: must be one of {', '.join(allowed)}."
                 )
+        if self.windows and len(self.windows) != self.num_layers:
+            raise ValueError(
+                f"windows={self.windows}: must have one entry for each of the "
+                f"num_layers={self.num_layers}, 0 where a layer looks at everything."
+            )
+        self._check_strategy_ids()
+
+    def _check_strategy_ids(self) -> None:
+        ids = self.strategy_ids
+        if not ids:
+            return
+        if len(set(ids)) != self.num_strategies or len(ids) != self.num_strategies:
+            raise ValueError(
+                f"strategy_ids={ids}: must be num_strategies={self.num_strategies} different ids."
+            )
+        if min(ids) < 0 or max(ids) >= self.vocab_size:
+            raise ValueError(
+                f"strategy_ids={ids}: must lie in the vocabulary, 0..{self.vocab_size - 1}."
+            )
 
     @property
     def output_size(self) -> int:
-        """V + S, the number of ids that the head scores."""
-        return self.vocab_size + self.num_strategies
+        """The number of ids that the head scores: V + S, or V where tags are ids of the text."""
+        return self.vocab_size + (0 if self.strategy_ids else self.num_strategies)
 
 
 # Shapes by name; everything that a preset leaves out keeps its default.
@@ -120,9 +199,11 @@ def make_config(preset: str, **overrides: object) -> ModelConfig:
 
 def count_parameters(config: ModelConfig) -> int:
     """Number of parameters, by arithmetic; equal to the size of the initialised tree."""
-    attention = 2 * config.d_model * config.head_dim * (config.num_heads + config.num_kv_heads)
+    width, heads = config.head_dim, config.num_heads + 2 * config.num_kv_heads
+    attention = config.d_model * width * (heads + config.num_heads)
+    attention += width * heads * config.qkv_bias + 2 * width * config.qk_norm
     feed_forward = 3 * config.d_model * config.d_ff
-    norms = 2 * config.d_model
+    norms = config.d_model * (4 if config.post_norms else 2)
     tables = config.output_size * config.d_model * (1 if config.tied_head else 2)
     if config.position_encoding == "learned":
         tables += config.max_length * config.d_model

@@ -1,4 +1,7 @@
-"""Strategy tags: the embedding table `[S, d_model]`, and the ids V..V+S-1 that look it up."""
+"""Strategy tags: the embedding table `[S, d_model]`, and the ids V..V+S-1 that look it up.
+
+Or, where `config.strategy_ids` names them, ids of the vocabulary like any others, without a table.
+"""
 
 from typing import Any
 
@@ -14,28 +17,36 @@ TABLE, HEAD = "strategy_embedding", "strategy_head"
 
 def tag_to_id(config: ModelConfig, tags: jax.Array) -> jax.Array:
     """Token ids of strategy tags 0..S-1, any shape."""
+    if config.strategy_ids:
+        return jnp.asarray(config.strategy_ids, jnp.int32)[tags]
     return tags + config.vocab_size
 
 
 def id_to_tag(config: ModelConfig, ids: jax.Array) -> jax.Array:
     """Tags of token ids, any shape; -1 where the id is no strategy's."""
+    if config.strategy_ids:
+        same = ids[..., None] == jnp.asarray(config.strategy_ids, ids.dtype)
+        return jnp.where(same.any(axis=-1), jnp.argmax(same, axis=-1), -1)
     return jnp.where(ids >= config.vocab_size, ids - config.vocab_size, -1)
 
 
-def embed(token_table: jax.Array, strategy_table: jax.Array, ids: jax.Array) -> jax.Array:
+def embed(token_table: jax.Array, strategy_table: jax.Array | None, ids: jax.Array) -> jax.Array:
     """Look up ids `[B, T]` in the tables `[V, D]` and `[S, D]` as if they were one: `[B, T, D]`."""
+    if strategy_table is None:
+        return token_table[ids]
     vocab_size = token_table.shape[0]
     tokens = token_table[jnp.minimum(ids, vocab_size - 1)]
     strategies = strategy_table[jnp.maximum(ids - vocab_size, 0)]
     return jnp.where((ids >= vocab_size)[..., None], strategies, tokens)
 
 
-def score(token_head: jax.Array, strategy_head: jax.Array, hidden: jax.Array) -> jax.Array:
+def score(token_head: jax.Array, strategy_head: jax.Array | None, hidden: jax.Array) -> jax.Array:
     """Logits `[..., V+S]` (float32) of hidden states `[..., D]` under heads `[V, D]`, `[S, D]`."""
+    heads = [head for head in (token_head, strategy_head) if head is not None]
     parts = [
         jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype),
                    preferred_element_type=jnp.float32)
-        for head in (token_head, strategy_head)
+        for head in heads
     ]
     return jnp.concatenate(parts, axis=-1)
 

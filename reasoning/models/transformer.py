@@ -3,10 +3,12 @@
     logits, _     = Transformer(config).apply(params, tokens)                  training, scoring
     logits, cache = Transformer(config).apply(params, tokens, cache=cache)     sampling
 
-RMSNorm before each sublayer, grouped-query attention, SwiGLU, learned or rotary positions.
+RMSNorm before each sublayer, grouped-query attention, SwiGLU, learned or rotary positions; and
+what published families change in that, by the fields of their `ModelConfig`.
 Shapes: B rows, T tokens, C cache slots, D = d_model, N query heads, K key/value heads, H head_dim.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from reasoning.models import strategies
@@ -69,10 +72,59 @@ def init_cache(config: ModelConfig, batch_size: int, num_slots: int) -> KVCache:
     )
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding (RoFormer, 2104.09864 eq. 34) of `[B, T, N, H]`, halves paired."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+@flax.struct.dataclass
+class LayerKind:
+    """In what a layer differs from others; `[L, ...]` for all of them.
+
+    Attributes:
+      frequencies: `[H / 2]` float32 radians per token of the rotary positions; None without them.
+      window: scalar int32, tokens that a query looks back, itself included; None: all layers, all.
+    """
+
+    frequencies: Any
+    window: Any
+
+
+def layer_kinds(config: ModelConfig) -> LayerKind:
+    """Frequencies and windows of all layers, host arrays `[L, ...]`."""
+    windows = np.array(config.windows or (0,) * config.num_layers, np.int32)
+    frequencies = None
+    if config.position_encoding == "rope":
+        local = config.local_rope_theta or config.rope_theta
+        whole = scaled_frequencies(config)
+        frequencies = np.stack(
+            [rope_frequencies(local, config.head_dim) if window else whole for window in windows]
+        ).astype(np.float32)
+    sight = np.where(windows > 0, windows, np.iinfo(np.int32).max).astype(np.int32)
+    return LayerKind(frequencies, sight if windows.any() else None)
+
+
+def rope_frequencies(theta: float, head_dim: int) -> np.ndarray:
+    """Radians per token of each of the pairs `[H / 2]` (RoFormer, 2104.09864 eq. 15)."""
+    return theta ** (-np.arange(0, head_dim, 2) / head_dim)
+
+
+def scaled_frequencies(config: ModelConfig) -> np.ndarray:
+    """Frequencies `[H / 2]` of layers that look at everything, under `config.rope_scaling`."""
+    frequencies, scaling = rope_frequencies(config.rope_theta, config.head_dim), config.rope_scaling
+    if scaling is None:
+        return frequencies
+    slow = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slow
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    span = scaling.high_frequency - scaling.low_frequency
+    kept = np.clip((turns - scaling.low_frequency) / span, 0, 1)  # 1: as fast as before
+    return kept * frequencies + (1 - kept) * slow
+
+
+def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Array:
+    """Rotary position embedding (RoFormer, 2104.09864 eq. 34) of `[B, T, N, H]`, halves paired.
+
+    Args:
+      positions: `[B, T]` int32.
+      frequencies: `[H / 2]` float32, radians per token.
+    """
     angles = positions[:, :, None, None] * frequencies[None, None, None]  # [B, T, 1, H/2]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -80,13 +132,22 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     return turned.astype(x.dtype)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """c tanh(x / c): nearly x where it is small, never beyond c (Gemma 2, 2408.00118)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float | None
+) -> jax.Array:
     """Grouped-query attention, softmax in float32.
 
     Args:
       q: `[B, T, N, H]`.
       k, v: `[B, K, C, H]`; N is a multiple of K.
       mask: `[B, T, C]`, True where a query may look.
+      scale: of the products of queries and keys.
+      cap: their soft cap.
 
     Returns:
       `[B, T, N, H]`.
@@ -94,7 +155,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     batch, length, heads, width = q.shape
     q = q.reshape(batch, length, k.shape[1], heads // k.shape[1], width)
     scores = jnp.einsum("btkgh,bkch->bkgtc", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * width**-0.5, -1e30)
+    scores = jnp.where(mask[:, None, None], soft_cap(scores * scale, cap), -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bkgtc,bkch->btkgh", weights, v).reshape(batch, length, heads, width)
 
@@ -104,19 +165,23 @@ def _kernel(stddev: float, *axes: str | None) -> nn.initializers.Initializer:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation in float32 (1910.07467)."""
+    """Root-mean-square normalisation in float32 (1910.07467) along the axis named."""
 
     config: ModelConfig
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise `[B, T, D]`, scale by a learned `[D]`."""
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        """Normalise `[..., D]`, scale by a learned `[D]`."""
+        start = nn.initializers.zeros if self.config.norm_offset else nn.initializers.ones
+        start = nn.with_logical_partitioning(start, (self.axis,))
+        scale = self.param("scale", start, (x.shape[-1],), jnp.float32).astype(jnp.float32)
+        if self.config.norm_offset:
+            scale = 1 + scale
         wide = x.astype(jnp.float32)
         square = jnp.mean(wide * wide, axis=-1, keepdims=True)
         normed = wide * jax.lax.rsqrt(square + self.config.norm_epsilon)
-        return (normed * scale[None, None]).astype(x.dtype)
+        return (normed * jnp.expand_dims(scale, range(x.ndim - 1))).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -132,6 +197,7 @@ class Attention(nn.Module):
         mask: jax.Array,
         cache: tuple[jax.Array, jax.Array] | None,
         slot: jax.Array | None,
+        frequencies: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Attend from `[B, T, D]` to itself, or to the cache with itself written at `slot`."""
         config = self.config
@@ -142,13 +208,20 @@ class Attention(nn.Module):
         def project(name: str, shape: tuple[int, ...], axis: str) -> jax.Array:
             kernel = self.param(name, _kernel(stddev, "embed", axis, "head_dim"), shape)
             heads = jnp.einsum("btd,dnh->btnh", x, kernel.astype(x.dtype))
+            if config.qkv_bias:
+                zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head_dim"))
+                bias = self.param(f"{name}_bias", zeros, shape[1:], jnp.float32)
+                heads = heads + bias.astype(x.dtype)[None, None]
             return constrain(heads, "batch", "length", axis, "head_dim")
 
         q = project("query", (d_model, heads, width), "heads")
         k = project("key", kv_shape, "kv_heads")
         v = project("value", kv_shape, "kv_heads")
-        if config.position_encoding == "rope":
-            q, k = (rotate(part, positions, config.rope_theta) for part in (q, k))
+        if config.qk_norm:
+            q = RMSNorm(config, "head_dim", name="query_norm")(q)
+            k = RMSNorm(config, "head_dim", name="key_norm")(k)
+        if frequencies is not None:
+            q, k = (rotate(part, positions, frequencies) for part in (q, k))
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]
         if cache is not None:
             k, v = (
@@ -163,11 +236,13 @@ class Attention(nn.Module):
         out = self.param(
             "output", _kernel(out_std, "heads", "head_dim", "embed"), (heads, width, d_model)
         )
-        return jnp.einsum("btnh,nhd->btd", attend(q, k, v, mask), out.astype(x.dtype)), cache
+        scale = (config.query_scale or width) ** -0.5
+        read = attend(q, k, v, mask, scale, config.attention_softcap)
+        return jnp.einsum("btnh,nhd->btd", read, out.astype(x.dtype)), cache
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (2002.05202): (silu(x W_gate) * x W_up) W_down."""
+    """SwiGLU (2002.05202): (silu(x W_gate) * x W_up) W_down; or GeGLU, with gelu."""
 
     config: ModelConfig
 
@@ -183,7 +258,8 @@ class FeedForward(nn.Module):
         down = self.param("down", _kernel(down_std, "mlp", "embed"), tall).astype(x.dtype)
         # As rows: with two axes in front XLA's CPU backend transposes the gradient far more slowly.
         rows = x.reshape(-1, config.d_model)
-        hidden = constrain(jax.nn.silu(rows @ gate) * (rows @ up), "batch", "mlp")
+        activate = jax.nn.silu if config.activation == "silu" else jax.nn.gelu
+        hidden = constrain(activate(rows @ gate) * (rows @ up), "batch", "mlp")
         return (hidden @ down).reshape(x.shape)
 
 
@@ -197,19 +273,32 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         cache: tuple[jax.Array, jax.Array] | None,
+        kind: LayerKind,
         positions: jax.Array,
         mask: jax.Array,
+        distances: jax.Array,
         slot: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Map `[B, T, D]` to itself, with the layer's cache (or None) carried along."""
-        normed = RMSNorm(self.config, name="attention_norm")(x)
-        update, cache = Attention(self.config, name="attention")(
-            normed, positions, mask, cache, slot
+        """Map `[B, T, D]` to itself, with the layer's cache (or None) carried along.
+
+        `distances` `[T, C]` are from each key's slot to each query's.
+        """
+        config = self.config
+
+        def branch(name: str, update: jax.Array) -> jax.Array:
+            post_norm = RMSNorm(config, name=f"{name}_post_norm") if config.post_norms else None
+            return post_norm(update) if post_norm else update
+
+        if kind.window is not None:
+            mask = mask & (distances < kind.window)[None]
+        normed = RMSNorm(config, name="attention_norm")(x)
+        update, cache = Attention(config, name="attention")(
+            normed, positions, mask, cache, slot, kind.frequencies
         )
-        x = constrain(x + update, *STREAM)
-        normed = RMSNorm(self.config, name="feed_forward_norm")(x)
-        x = x + FeedForward(self.config, name="feed_forward")(normed)
-        return constrain(x, *STREAM), cache
+        x = constrain(x + branch("attention", update), *STREAM)
+        normed = RMSNorm(config, name="feed_forward_norm")(x)
+        update = FeedForward(config, name="feed_forward")(normed)
+        return constrain(x + branch("feed_forward", update), *STREAM), cache
 
 
 def _block_class(config: ModelConfig) -> type[Block]:
@@ -279,15 +368,15 @@ class Transformer(nn.Module):
                 cache.segment_ids, segment_ids, cache.length, axis=1
             )
         key_slots = jnp.arange(key_segments.shape[1])
-        mask = (segment_ids[:, :, None] == key_segments[:, None, :]) & (
-            key_slots[None, None, :] <= slots[None, :, None]
-        )
+        distances = slots[:, None] - key_slots[None, :]  # [T, C]
+        mask = (segment_ids[:, :, None] == key_segments[:, None, :]) & (distances >= 0)[None]
 
         tables = strategies.table_initializer()
         token_table = self.param("token_embedding", tables, (config.vocab_size, config.d_model))
-        strategy_table = self.param(
-            strategies.TABLE, tables, (config.num_strategies, config.d_model)
-        )
+        strategy_table = None
+        if not config.strategy_ids:
+            shape = config.num_strategies, config.d_model
+            strategy_table = self.param(strategies.TABLE, tables, shape)
         x = strategies.embed(token_table, strategy_table, tokens)
         if config.position_encoding == "learned":
             position_table = self.param(
@@ -296,6 +385,8 @@ class Transformer(nn.Module):
             )
             x = x + position_table[positions]
         x = x.astype(config.dtype)
+        if config.scale_embeddings:
+            x = x * jnp.asarray(config.d_model**0.5, config.dtype)
         if cache is None:
             # In two moves, the second an all-to-all: in one, meshes with both data and fsdp gather
             # the rows of all devices on each, and their gradients once more.
@@ -303,7 +394,7 @@ class Transformer(nn.Module):
         x = constrain(x, *STREAM)
 
         slot = None if cache is None else cache.length
-        x, keys_values = self._layers(x, cache, positions, mask, slot)
+        x, keys_values = self._layers(x, cache, positions, mask, distances, slot)
         if cache is not None:
             cache = KVCache(*keys_values, key_segments, cache.length + length)
         kept = length if num_scored is None else num_scored
@@ -314,9 +405,13 @@ class Transformer(nn.Module):
             head_init = _kernel(config.d_model**-0.5, "vocab", "embed")
             heads = (
                 self.param("token_head", head_init, token_table.shape),
-                self.param(strategies.HEAD, head_init, strategy_table.shape),
+                None
+                if strategy_table is None
+                else self.param(strategies.HEAD, head_init, strategy_table.shape),
             )
-        return strategies.score(*heads, x) if head else x, cache
+        if not head:
+            return x, cache
+        return soft_cap(strategies.score(*heads, x), config.final_softcap), cache
 
     def _layers(
         self,
@@ -324,26 +419,30 @@ class Transformer(nn.Module):
         cache: KVCache | None,
         positions: jax.Array,
         mask: jax.Array,
+        distances: jax.Array,
         slot: jax.Array | None,
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """Run all blocks; returns `[B, T, D]` and the new (keys, values) of the cache."""
-        config, block = self.config, _block_class(self.config)
+        config, block, kinds = self.config, _block_class(self.config), layer_kinds(self.config)
+        shared = positions, mask, distances, slot
         if config.scan_layers:
             scan = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0 if cache is not None else nn.broadcast, *[nn.broadcast] * 3),
+                in_axes=(0 if cache is not None else nn.broadcast, 0, *[nn.broadcast] * 4),
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             stacked = None if cache is None else (cache.keys, cache.values)
-            x, new = scan(config, name="layers")(x, stacked, positions, mask, slot)
+            kinds = jax.tree.map(jnp.asarray, kinds)
+            x, new = scan(config, name="layers")(x, stacked, kinds, *shared)
             return x, new if cache is not None else (None, None)
         keys, values = [], []
         for layer in range(config.num_layers):
             kept = None if cache is None else (cache.keys[layer], cache.values[layer])
-            x, kept = block(config, name=f"layer_{layer}")(x, kept, positions, mask, slot)
+            kind = jax.tree.map(lambda rows, i=layer: jnp.asarray(rows[i]), kinds)
+            x, kept = block(config, name=f"layer_{layer}")(x, kept, kind, *shared)
             if kept is not None:
                 keys.append(kept[0])
                 values.append(kept[1])
