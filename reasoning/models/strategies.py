@@ -25,8 +25,8 @@ def tag_to_id(config: ModelConfig, tags: jax.Array) -> jax.Array:
 def id_to_tag(config: ModelConfig, ids: jax.Array) -> jax.Array:
     """Tags of token ids, any shape; -1 where the id is no strategy's."""
     if config.strategy_ids:
-        same = ids[..., None] == jnp.asarray(config.strategy_ids, ids.dtype)
-        return jnp.where(same.any(axis=-1), jnp.argmax(same, axis=-1), -1)
+        same = jnp.stack([ids == tag_id for tag_id in config.strategy_ids])
+        return jnp.where(same.any(axis=0), jnp.argmax(same, axis=0), -1)
     return jnp.where(ids >= config.vocab_size, ids - config.vocab_size, -1)
 
 
