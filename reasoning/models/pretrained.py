@@ -4,15 +4,17 @@
     params = load_params(directory, config, key)        # tensor by tensor, onto its shards
     save_pretrained(directory, config, params)          # for `transformers`
 
-The strategies of an imported model are rows of their own beside its vocabulary
-(`start_strategies`), or ids of its vocabulary (`config.strategy_ids`); an export has the rows at
-the end of the vocabulary.
+Numbers are float32 or bfloat16 in the files, and either here. The strategies of an imported model
+are rows of their own beside its vocabulary (`start_strategies`), or ids of its vocabulary
+(`config.strategy_ids`); an export has the rows at the end of the vocabulary.
 """
 
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,10 @@ PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 TOWERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
           "model.multi_modal_projector.")
 SHARD_BYTES = 4_000_000_000
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# The vocabulary's tables, and the strategies' beside them.
+STRATEGY_ROWS = {"token_embedding": strategies.TABLE, "token_head": strategies.HEAD}
+Spread = tuple[np.ndarray, np.ndarray]
 
 
 def load_config(directory: str | os.PathLike, **changes: Any) -> ModelConfig:
@@ -66,25 +72,68 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-class WeightFiles:
-    """The tensors of a model directory by name; each is read when it is asked for.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes are: the file, the first of them, and what they mean."""
+
+    path: Path
+    start: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """How many they are."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+def read_header(path: Path) -> dict[str, Place]:
+    """The tensors of a safetensors file: 8 bytes of length, so much JSON, then their bytes.
 
     Raises:
-      ValueError: no weights, a shard is missing or damaged, or the extra is not installed.
+      ValueError: the file is missing, cut off or no such file, or holds another kind of number.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: this shard is missing; download the model again.")
+    with path.open("rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        try:
+            header = json.loads(file.read(length)) if length < size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: is damaged (no header); download it again.")
+    places = {}
+    for name, about in header.items():
+        if name == "__metadata__":
+            continue
+        if about["dtype"] not in DTYPES:
+            raise ValueError(
+                f"{path}: {name} is of {about['dtype']}; weights are {', '.join(DTYPES)}."
+            )
+        start, end = (8 + length + offset for offset in about["data_offsets"])
+        place = Place(path, start, np.dtype(DTYPES[about["dtype"]]), tuple(about["shape"]))
+        if end > size or end - start != place.num_bytes:
+            raise ValueError(f"{path}: is damaged ({name} is cut off); download it again.")
+        places[name] = place
+    return places
+
+
+class WeightFiles:
+    """The tensors of a model directory by name.
+
+    Raises:
+      ValueError: no weights, or a shard is missing or damaged.
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
         self._directory = Path(directory)
-        self._open = _safe_open()
-        self._files: dict[str, str] = {}
+        self._places: dict[str, Place] = {}
         for file in self._file_names():
-            path = self._directory / file
-            if not path.is_file():
-                raise ValueError(f"{path}: this shard is missing; download the model again.")
-            with self._reading(path) as tensors_of_file:
-                self._files.update(dict.fromkeys(tensors_of_file.keys(), file))
-        names = set(self._files)
-        self.prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in names), PREFIXES[0])
+            self._places |= read_header(self._directory / file)
+        self._prefix = next(
+            (p for p in PREFIXES if f"{p}embed_tokens.weight" in self._places), PREFIXES[0]
+        )
 
     def _file_names(self) -> list[str]:
         index = self._directory / INDEX
@@ -100,60 +149,67 @@ class WeightFiles:
             "Hugging Face model with safetensors."
         )
 
-    def _reading(self, path: Path) -> Any:
-        try:
-            return self._open(path, framework="np")
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise ValueError(f"{path}: is damaged ({error}); download it again.") from error
+    def _full_name(self, tensor: Tensor) -> str:
+        return tensor.name if tensor.name == HEAD_NAME else self._prefix + tensor.name
 
-    def full_name(self, tensor: Tensor) -> str:
-        """The name of a tensor in the files."""
-        return tensor.name if tensor.name == HEAD_NAME else self.prefix + tensor.name
-
-    def check(self, wanted: list[Tensor], tied_head: bool) -> None:
-        """Refuse files that hold fewer tensors than are wanted, or others (ValueError)."""
-        names = {self.full_name(tensor) for tensor in wanted}
-        for name in sorted(names - set(self._files)):
-            raise ValueError(
-                f"{self._directory}: has no tensor {name}; config.json describes another model."
-            )
-        if tied_head:
-            names.add(HEAD_NAME)  # some files repeat it
-        for name in sorted(set(self._files) - names):
-            if not name.startswith(TOWERS) and not name.endswith("rotary_emb.inv_freq"):
+    def check(self, wanted: Sequence[Tensor], tied_head: bool) -> None:
+        """Refuse files that lack a tensor, or hold others or other shapes (ValueError)."""
+        names = {self._full_name(tensor): tensor for tensor in wanted}
+        for name, tensor in names.items():
+            if name not in self._places:
+                raise ValueError(
+                    f"{self._directory}: has no tensor {name}; config.json describes another model."
+                )
+            if self._places[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{self._directory}: {name} has the shape {self._places[name].shape}, and "
+                    f"config.json says {tensor.shape}; download both again."
+                )
+        for name in sorted(set(self._places) - set(names)):
+            tied = tied_head and name == HEAD_NAME  # some files repeat it
+            if not tied and not name.startswith(TOWERS) and not name.endswith(".inv_freq"):
                 raise ValueError(
                     f"{self._directory}: has a tensor {name} that the architecture does not use; "
                     "config.json describes another model."
                 )
 
-    def read(self, tensor: Tensor) -> np.ndarray:
-        """A tensor as it is in the files, on the host.
+    def read_in_turn(self, wanted: Sequence[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Each tensor as it is in the files, in host memory that the tensor after next reuses.
 
-        Raises:
-          ValueError: it has another shape.
+        The next one is read while the caller is at work on this one.
         """
-        name = self.full_name(tensor)
-        with self._reading(self._directory / self._files[name]) as file:
-            array = file.get_tensor(name)
-        if array.shape != tensor.shape:
-            raise ValueError(
-                f"{self._directory}: {name} has the shape {array.shape}, and config.json says "
-                f"{tensor.shape}; download both again."
-            )
-        return array
+        places = [self._places[self._full_name(tensor)] for tensor in wanted]
+        largest = max(place.num_bytes for place in places)
+        # Memory that is new to a process can be slower than the disk: it is touched once.
+        buffers = [_aligned(largest), _aligned(largest)]
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            following = reader.submit(_read, places[0], buffers[0])
+            for i, tensor in enumerate(wanted):
+                array = following.result()
+                if i + 1 < len(wanted):
+                    following = reader.submit(_read, places[i + 1], buffers[(i + 1) % 2])
+                yield tensor, array
 
 
-def _safe_open() -> Any:
-    try:
-        from safetensors import safe_open
-    except ImportError as error:
-        raise ValueError(
-            "safetensors is not installed, which reads model directories: pip install "
-            "'reasoning[hf]'."
-        ) from error
-    return safe_open
+def _aligned(num_bytes: int) -> np.ndarray:
+    """Host memory that a CPU device can read where it is."""
+    buffer = np.empty(num_bytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + num_bytes]
+
+
+def _read(place: Place, buffer: np.ndarray) -> np.ndarray:
+    """The tensor of a place, read into the buffer."""
+    part = buffer[: place.num_bytes]
+    with place.path.open("rb", buffering=0) as file:
+        file.seek(place.start)
+        done = 0
+        while done < len(part):
+            count = file.readinto(part[done:].data)
+            if not count:
+                raise ValueError(f"{place.path}: became shorter while it was read.")
+            done += count
+    return part.view(place.dtype).reshape(place.shape)
 
 
 def load_params(
@@ -165,7 +221,7 @@ def load_params(
 ) -> Any:
     """The parameters of a model directory, with strategies that start near its mean token.
 
-    One tensor at a time is on the host; each device gets its part of it.
+    Two tensors at a time are on the host; each device gets its part of them.
 
     Args:
       config: of `load_config`, also with other strategies, `scan_layers` or `remat`.
@@ -182,24 +238,32 @@ def load_params(
     shapes = jax.eval_shape(partial(init_params, config), key)["params"]
     one_device = SingleDeviceSharding(jax.devices()[0])
     params: dict[str, Any] = {}
-    for tensor in wanted:
-        array = from_file_layout(files.read(tensor), tensor.layout, config.head_dim)
+    tables: dict[str, Spread] = {}
+    for tensor, array in files.read_in_turn(wanted):
         sharding = one_device if shardings is None else _at(shardings["params"], tensor.path)
+        if tensor.path[0] in STRATEGY_ROWS:
+            tables[STRATEGY_ROWS[tensor.path[0]]] = spread_of(array)
         if tensor.layer is None:
-            _put(params, tensor.path, _place(array, sharding, dtype))
-            continue
-        stacked = _at(shapes, tensor.path).shape
-        if tensor.layer == 0:
-            make = jax.jit(partial(jnp.zeros, stacked, dtype), out_shardings=sharding)
-            _put(params, tensor.path, make())
-        row = _place(array, _row_sharding(sharding), dtype)
-        _put(params, tensor.path, _set_row(_at(params, tensor.path), tensor.layer, row))
-    params = {"params": start_strategies(params, config, key)}
+            raw = _place(array, _file_sharding(sharding, tensor.layout))
+            value = _converter(tensor.layout, config.head_dim, dtype, sharding)(raw)
+        else:
+            if tensor.layer == 0:
+                shape = _at(shapes, tensor.path).shape
+                zeros = jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)
+                _put(params, tensor.path, zeros())
+            raw = _place(array, _file_sharding(_row_sharding(sharding), tensor.layout))
+            write = _row_writer(tensor.layout, config.head_dim, dtype, sharding)
+            value = write(_at(params, tensor.path), raw, tensor.layer)
+        # Before the array's memory is used again.
+        _put(params, tensor.path, jax.block_until_ready(value))
+    if not config.strategy_ids:
+        params |= start_strategies(tables, config.num_strategies, key, dtype)
+    params = {"params": params}
     return params if shardings is None else jax.device_put(params, shardings)
 
 
-def from_file_layout(array: np.ndarray, layout: str, head_dim: int) -> np.ndarray:
-    """A tensor of a file as the parameter that it is here (a view); see `Tensor.layout`."""
+def from_file_layout(array: Any, layout: str, head_dim: int) -> Any:
+    """A tensor of a file (of numpy or jax) as the parameter that it is; see `Tensor.layout`."""
     if layout == "same":
         return array
     if layout == "transposed":
@@ -214,16 +278,36 @@ def from_file_layout(array: np.ndarray, layout: str, head_dim: int) -> np.ndarra
 def to_file_layout(array: np.ndarray, tensor: Tensor) -> np.ndarray:
     """The inverse of `from_file_layout`."""
     if tensor.layout in ("transposed", "heads_in", "heads_out"):
-        flat = array.reshape(tensor.shape[::-1])
-        return np.ascontiguousarray(flat.T)
+        return np.ascontiguousarray(array.reshape(tensor.shape[::-1]).T)
     return array.reshape(tensor.shape)
 
 
-def _place(array: np.ndarray, sharding: Sharding, dtype: str) -> jax.Array:
-    """An array of the host on its devices, converted part by part."""
-    return jax.make_array_from_callback(
-        array.shape, sharding, lambda part: np.ascontiguousarray(array[part]).astype(dtype)
+@functools.cache
+def _converter(layout: str, head_dim: int, dtype: str, sharding: Sharding) -> Any:
+    """A jitted function of a tensor in a file's layout: the parameter."""
+    # A copy in any case: what is only passed on would stay in the memory that is read into.
+    return jax.jit(
+        lambda raw: jnp.copy(from_file_layout(raw, layout, head_dim).astype(dtype)),
+        out_shardings=sharding,
     )
+
+
+@functools.cache
+def _row_writer(layout: str, head_dim: int, dtype: str, sharding: Sharding) -> Any:
+    """A jitted function `(stacked, raw, layer)`: one layer's row written into it, in place."""
+
+    def write(stacked: jax.Array, raw: jax.Array, layer: int) -> jax.Array:
+        row = from_file_layout(raw, layout, head_dim).astype(dtype)
+        return jax.lax.dynamic_update_index_in_dim(stacked, row, layer, axis=0)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
+
+
+def _place(array: np.ndarray, sharding: Sharding) -> Any:
+    """An array of the host on its devices, part by part."""
+    if isinstance(sharding, SingleDeviceSharding):
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 def _row_sharding(sharding: Sharding) -> Sharding:
@@ -233,10 +317,14 @@ def _row_sharding(sharding: Sharding) -> Sharding:
     return sharding
 
 
-@partial(jax.jit, donate_argnums=0)
-def _set_row(stacked: jax.Array, layer: int, row: jax.Array) -> jax.Array:
-    """A stacked parameter with one layer's written into it, in place."""
-    return jax.lax.dynamic_update_index_in_dim(stacked, row, layer, axis=0)
+def _file_sharding(sharding: Sharding, layout: str) -> Sharding:
+    """The sharding of a tensor in the file's layout that is a parameter's in its own."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    order = {"same": None, "transposed": (1, 0), "bias": (0,), "heads_out": (1, 0),
+             "heads_in": (2, 0)}[layout]
+    spec = sharding.spec if order is None else [sharding.spec[i] for i in order]
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
 def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
@@ -251,35 +339,34 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     tree[path[-1]] = value
 
 
+def spread_of(table: np.ndarray) -> Spread:
+    """Mean and standard deviation `[D]` of the rows of a table `[V, D]`, in float32."""
+    total = np.zeros((2, table.shape[1]), np.float64)
+    for start in range(0, len(table), 1024):
+        rows = table[start : start + 1024].astype(np.float32)
+        total += np.stack([rows.sum(axis=0), (rows * rows).sum(axis=0)])
+    mean, square = total / len(table)
+    deviation = np.sqrt(np.maximum(square - mean * mean, 0))
+    return mean.astype(np.float32), deviation.astype(np.float32)
+
+
 def start_strategies(
-    weights: dict[str, Any], config: ModelConfig, key: jax.Array, noise: float = 0.1
-) -> dict[str, Any]:
-    """Parameters with strategy rows: the mean of the vocabulary's, and a little noise each.
+    tables: Mapping[str, Spread], count: int, key: jax.Array, dtype: str, noise: float = 0.1
+) -> dict[str, jax.Array]:
+    """Rows `[count, D]` by name: the mean of a vocabulary's rows, and a little noise each.
 
     Args:
-      weights: the parameters by name, without strategies.
+      tables: name of the rows -> mean and deviation of the vocabulary (`spread_of`).
       key: consumed.
       noise: in standard deviations of the vocabulary's rows, dimension by dimension.
     """
-    if config.strategy_ids:
-        return weights
-    tables = {strategies.TABLE: weights["token_embedding"]}
-    if not config.tied_head:
-        tables[strategies.HEAD] = weights["token_head"]
-    keys = jax.random.split(key, len(tables))
-    rows = {
-        name: _near_mean(table, own_key, config.num_strategies, noise)
-        for (name, table), own_key in zip(tables.items(), keys, strict=True)
-    }
-    return {**weights, **rows}
-
-
-@partial(jax.jit, static_argnums=2)
-def _near_mean(table: jax.Array, key: jax.Array, count: int, noise: float) -> jax.Array:
-    """`count` rows near the mean row of a table `[V, D]`."""
-    mean, deviation = jnp.mean(table, 0, jnp.float32), jnp.std(table, 0, jnp.float32)
-    normal = jax.random.normal(key, (count, table.shape[1]))
-    return (mean[None] + noise * deviation[None] * normal).astype(table.dtype)
+    rows = {}
+    for (name, (mean, deviation)), own_key in zip(
+        tables.items(), jax.random.split(key, len(tables)), strict=True
+    ):
+        normal = jax.random.normal(own_key, (count, len(mean)))
+        rows[name] = (mean[None] + noise * deviation[None] * normal).astype(dtype)
+    return rows
 
 
 def save_pretrained(
@@ -329,9 +416,13 @@ def _file_name(tensor: Tensor) -> str:
 
 
 def _save_file(content: dict[str, np.ndarray], path: Path) -> None:
-    _safe_open()
-    from safetensors.numpy import save_file
-
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ValueError(
+            "safetensors is not installed, which writes model directories: pip install "
+            "'reasoning[hf]'."
+        ) from error
     save_file(content, path, metadata={"format": "pt"})
 
 
@@ -356,7 +447,6 @@ def _export(params: Any, config: ModelConfig, tensor: Tensor, dtype: str) -> np.
     weights = params["params"]
     array = _at(weights, tensor.path)
     array = np.asarray(array if tensor.layer is None else array[tensor.layer])
-    rows = {"token_embedding": strategies.TABLE, "token_head": strategies.HEAD}
-    if tensor.path[0] in rows and not config.strategy_ids:
-        array = np.concatenate([array, np.asarray(weights[rows[tensor.path[0]]])])
+    if tensor.path[0] in STRATEGY_ROWS and not config.strategy_ids:
+        array = np.concatenate([array, np.asarray(weights[STRATEGY_ROWS[tensor.path[0]]])])
     return to_file_layout(array, tensor).astype(dtype)
