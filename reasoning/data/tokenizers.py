@@ -21,13 +21,45 @@ import io
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 import sentencepiece
 
 SPACE = "▁"  # U+2581, how SentencePiece writes a space
 RESERVED = "▅"  # U+2585, SentencePiece's trainer silently drops every line that holds it
 PROBE = f"  \t<s><0x41>{SPACE}\0ﬁ\r\n "  # survives only the settings of `train_tokenizer`
+
+
+class TextTokenizer(Protocol):
+    """What a `Tokenizer` and an `ImportedTokenizer` have in common.
+
+    Attributes:
+      vocab_size: the largest id + 1.
+      pad_id: fills rows; never a stop id. Masks are made from lengths, not from this value.
+      bos_id: begins every row; None: the model was trained without.
+      eos_id: ends a completion in training.
+      stop_ids: each ends a completion in sampling; the first is `eos_id`.
+      fingerprint: SHA-256 (hex); equal tokenizers have equal ones.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def pad_id(self) -> int: ...  # noqa: D102
+    @property
+    def bos_id(self) -> int | None: ...  # noqa: D102
+    @property
+    def eos_id(self) -> int: ...  # noqa: D102
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, none of them special, whatever the text says."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of any ids in [0, vocab_size), special ones left out."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -45,6 +77,7 @@ class Tokenizer:
     pad_id: ClassVar[int] = 0
     bos_id: ClassVar[int] = 1
     eos_id: ClassVar[int] = 2
+    stop_ids: ClassVar[tuple[int, ...]] = (2,)
     unk_id: ClassVar[int] = 3  # SentencePiece demands one; no text is encoded to it
 
     def __post_init__(self) -> None:
@@ -98,7 +131,7 @@ class Tokenizer:
         """
         if not text:
             return []
-        _check_utf8("text", text)
+        check_utf8("text", text)
         first, *others = (" " + text).split(SPACE)
         ids = self._processor.encode(first)
         for part in others:
@@ -114,13 +147,8 @@ class Tokenizer:
         Raises:
           ValueError: an id is outside [0, vocab_size).
         """
-        ids, size = list(ids), self.vocab_size
-        for i in ids:
-            if not 0 <= i < size:
-                raise ValueError(
-                    f"ids has {i}, outside [0, {size}): take strategy ids and other "
-                    "additions to the vocabulary out before decoding."
-                )
+        ids = list(ids)
+        check_ids(ids, self.vocab_size)
         text = b"".join(self.piece_bytes[i] for i in ids).decode("utf-8", errors="replace")
         return text.removeprefix(" ")
 
@@ -190,7 +218,7 @@ def train_tokenizer(
 
     lines = list(lines)
     for line in lines:
-        _check_utf8("lines", line)
+        check_utf8("lines", line)
     # The trainer strips newlines at the end, and needs one character that is in no word: the space.
     lines = [f" {line} ".replace(RESERVED, " ") for line in (*lines, "")]
 
@@ -258,7 +286,7 @@ def _piece_bytes(model: sentencepiece.SentencePieceProcessor, i: int) -> bytes:
 def _check_words(words: Sequence[str]) -> None:
     seen: set[str] = set()
     for word in words:
-        _check_utf8("words", word)
+        check_utf8("words", word)
         if word.split() != [word] or SPACE in word or "\0" in word:
             raise ValueError(
                 f"words has {word!r}: a word is one or more characters, none of them white space, "
@@ -269,7 +297,26 @@ def _check_words(words: Sequence[str]) -> None:
         seen.add(word)
 
 
-def _check_utf8(field: str, text: str) -> None:
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse ids that the tokenizer has no text for.
+
+    Raises:
+      ValueError: an id is outside [0, vocab_size).
+    """
+    for i in ids:
+        if not 0 <= i < vocab_size:
+            raise ValueError(
+                f"ids has {i}, outside [0, {vocab_size}): take strategy ids and other "
+                "additions to the vocabulary out before decoding."
+            )
+
+
+def check_utf8(field: str, text: str) -> None:
+    """Refuse text that UTF-8 cannot hold.
+
+    Raises:
+      ValueError: the text holds a lone surrogate.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

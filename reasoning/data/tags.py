@@ -1,0 +1,96 @@
+"""Strategy tags as ids: rows of their own at the end of the vocabulary, or text of the model's.
+
+    tags = added_tags(config.vocab_size, num_strategies=6)   # one id each: V, V+1, ...
+    tags = textual_tags(tokenizer, num_strategies=6)         # <|im_start|><think1>\\n, <think2>, ...
+    row = (*prompt, *tags.prefix, tags.ids[tag], *tags.suffix, *trace)
+
+Either way the decision between strategies is one token at one position, the fork, and a policy's
+distribution over strategies is its distribution over `ids` there.
+"""
+
+import dataclasses
+
+from reasoning.data.imported_tokenizers import ImportedTokenizer
+
+PATTERN = "<|im_start|><think{i}>\n"  # of Set Supervised Fine-Tuning's released code
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyTags:
+    """How strategy 0..S-1 is written: `prefix`, its own id, `suffix`.
+
+    Attributes:
+      prefix: ids before the fork, the same for all.
+      ids: `ids[tag]` is the id at the fork.
+      suffix: ids after the fork, the same for all.
+
+    Raises:
+      ValueError: there are no ids, or two strategies share one.
+    """
+
+    prefix: tuple[int, ...]
+    ids: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise ValueError("ids=(): there is no strategy; give at least one id.")
+        if len(set(self.ids)) < len(self.ids):
+            raise ValueError(f"ids={self.ids}: every strategy needs an id of its own.")
+
+
+def added_tags(vocab_size: int, num_strategies: int) -> StrategyTags:
+    """The ids V..V+S-1, which the strategy-embedding table looks up.
+
+    Args:
+      vocab_size: V, the model's (not the tokenizer's, which may be smaller).
+
+    Raises:
+      ValueError: `num_strategies` is below 1.
+    """
+    _check_count(num_strategies)
+    return StrategyTags((), tuple(range(vocab_size, vocab_size + num_strategies)), ())
+
+
+def textual_tags(
+    tokenizer: ImportedTokenizer, num_strategies: int, pattern: str = PATTERN
+) -> StrategyTags:
+    """The tags as the model's tokenizer reads them, numbered from 1 in the text.
+
+    Args:
+      pattern: the text of a tag, with "{i}" for its number; special tokens in it are meant.
+
+    Raises:
+      ValueError: `num_strategies` is below 1, the pattern has no "{i}", or two tags have different
+        lengths (often from the 10th on) or differ in more or less than one id.
+    """
+    _check_count(num_strategies)
+    if "{i}" not in pattern:
+        raise ValueError(f"pattern={pattern!r} has no {{i}}: write it where the number belongs.")
+    # At least two, to see which position is the fork.
+    texts = [pattern.replace("{i}", str(i + 1)) for i in range(max(num_strategies, 2))]
+    first, *others = tags = [tuple(tokenizer.encode_template(text)) for text in texts]
+    forks = set()
+    for text, tag in zip(texts[1:], others):
+        if len(tag) != len(first):
+            raise ValueError(
+                f"pattern={pattern!r}: {texts[0]!r} has {len(first)} ids and {text!r} has "
+                f"{len(tag)}: use fewer strategies, or a pattern whose tags are equally long."
+            )
+        differing = [i for i in range(len(first)) if tag[i] != first[i]]
+        if len(differing) != 1 or forks - set(differing):
+            raise ValueError(
+                f"pattern={pattern!r}: {texts[0]!r} and {text!r} differ at the positions "
+                f"{differing} of {first} and {tag}, but all tags must differ in one id at one "
+                "position: set the number off from the text around it."
+            )
+        forks.update(differing)
+    (fork,) = forks
+    return StrategyTags(
+        first[:fork], tuple(tag[fork] for tag in tags[:num_strategies]), first[fork + 1 :]
+    )
+
+
+def _check_count(num_strategies: int) -> None:
+    if num_strategies < 1:
+        raise ValueError(f"num_strategies={num_strategies}: use at least 1.")
