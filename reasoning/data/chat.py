@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import pathlib
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,12 +47,15 @@ class ChatTemplate:
 
     @functools.cached_property
     def _template(self) -> "jinja2.Template":
-        import jinja2
-
+        jinja2 = _jinja2()
         try:
             return _environment(self.now).from_string(self.source)
         except jinja2.TemplateError as error:
             raise ValueError(f"chat_template is not valid jinja2: {error}") from error
+
+    def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[Any, ...]]:
+        # What it compiled is made again, not carried along.
+        return ChatTemplate, (self.source, self.special_tokens, self.now)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
@@ -66,12 +70,6 @@ class ChatTemplate:
           ValueError: jinja2 is not installed; or the template is not valid, refuses the messages
             (many know no system role), takes too many steps or reaches for what is not its own.
         """
-        try:
-            import jinja2
-        except ImportError as error:
-            raise ValueError(
-                "chat_template: the library jinja2 is not installed; pip install '.[hf]'."
-            ) from error
         template = self._template
         template.environment.steps = 0
         try:
@@ -80,7 +78,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
-        except (jinja2.TemplateError, OverflowError, RecursionError, TypeError) as error:
+        except Exception as error:  # it is a program, and may fail in any way that one can
             raise ValueError(f"chat_template cannot render the messages: {error}") from error
 
 
@@ -143,11 +141,22 @@ def chat_prompt_ids(
     return ids + tokenizer.encode_template(text)
 
 
+def _jinja2() -> types.ModuleType:
+    """The library, which the rest of the project does without."""
+    try:
+        import jinja2
+        import jinja2.ext
+        import jinja2.sandbox
+    except ImportError as error:
+        raise ValueError(
+            "chat_template: the library jinja2 is not installed; pip install '.[hf]'."
+        ) from error
+    return jinja2
+
+
 def _environment(now: datetime.datetime) -> "jinja2.Environment":
     """What published templates are written for: transformers' settings, filters and globals."""
-    import jinja2
-    import jinja2.ext
-    import jinja2.sandbox
+    jinja2 = _jinja2()
 
     class GenerationTag(jinja2.ext.Extension):
         """`{% generation %}...{% endgeneration %}` marks the assistant's text; here just text."""
@@ -169,7 +178,7 @@ def _environment(now: datetime.datetime) -> "jinja2.Environment":
             if self.steps > MAX_STEPS:
                 raise jinja2.TemplateRuntimeError(f"it takes more than {MAX_STEPS} steps.")
 
-        def call(self, *args: Any, **kwargs: Any) -> Any:
+        def call(self, /, *args: Any, **kwargs: Any) -> Any:
             self.step()
             return super().call(*args, **kwargs)
 
@@ -186,11 +195,25 @@ def _environment(now: datetime.datetime) -> "jinja2.Environment":
                 )
             return tree
 
+    class Namespace(jinja2.utils.Namespace):
+        """Variables that outlive a loop, but none that pass for Python's own attributes."""
+
+        def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+            super().__init__()
+            for name, value in dict(*args, **kwargs).items():
+                self[name] = value
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            if name.startswith("_"):
+                raise jinja2.sandbox.SecurityError(f"access to attribute {name!r} is unsafe.")
+            super().__setitem__(name, value)
+
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
     )
     environment.filters["counted"] = environment.counted
     environment.filters["tojson"] = _to_json
+    environment.globals["namespace"] = Namespace
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = now.strftime
     return environment
@@ -210,6 +233,4 @@ def _to_json(
 
 
 def _raise_exception(message: str) -> NoReturn:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
+    raise _jinja2().TemplateError(message)

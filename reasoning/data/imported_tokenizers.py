@@ -204,8 +204,9 @@ class ImportedTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of any ids; special ones are left out.
 
-        Exact for the ids of `encode`, but for what the model's own normalization changes (Unicode
-        NFC in Qwen). Bytes that are not UTF-8 become U+FFFD: a policy may well write such ids.
+        Exact for the ids of `encode`, but for what the model itself changes (Qwen reads Unicode in
+        NFC, SentencePiece models read U+2581 as a space). Bytes that are not UTF-8 become U+FFFD:
+        a policy may well write such ids.
 
         Raises:
           ValueError: an id is outside [0, vocab_size).
@@ -396,7 +397,9 @@ class _SentencePieceModel:
         try:
             self._model.LoadFromSerializedProto(_as_control_pieces(model, set(specials)))
         except RuntimeError as error:
-            raise ValueError(f"tokenizer.model cannot be read ({error}): fetch it again.") from error
+            raise ValueError(
+                f"tokenizer.model cannot be read ({error}): fetch it again."
+            ) from error
         self.vocab_size = self._model.vocab_size()
         ids = range(self.vocab_size)
         self.special_ids = {

@@ -1,7 +1,7 @@
 """Strategy tags as ids: rows of their own at the end of the vocabulary, or text of the model's.
 
     tags = added_tags(config.vocab_size, num_strategies=6)   # one id each: V, V+1, ...
-    tags = textual_tags(tokenizer, num_strategies=6)         # <|im_start|><think1>\\n, <think2>, ...
+    tags = textual_tags(tokenizer, num_strategies=6)         # <|im_start|><think1>\\n and so on
     row = (*prompt, *tags.prefix, tags.ids[tag], *tags.suffix, *trace)
 
 Either way the decision between strategies is one token at one position, the fork, and a policy's
@@ -69,26 +69,37 @@ def textual_tags(
         raise ValueError(f"pattern={pattern!r} has no {{i}}: write it where the number belongs.")
     # At least two, to see which position is the fork.
     texts = [pattern.replace("{i}", str(i + 1)) for i in range(max(num_strategies, 2))]
-    first, *others = tags = [tuple(tokenizer.encode_template(text)) for text in texts]
-    forks = set()
-    for text, tag in zip(texts[1:], others):
-        if len(tag) != len(first):
+    tags = [tuple(tokenizer.encode_template(text)) for text in texts]
+    forks = [
+        _fork(f"pattern={pattern!r}: {texts[0]!r} and {texts[i]!r}", tags[0], tags[i])
+        for i in range(1, len(tags))
+    ]
+    fork = forks[0]
+    for i, other in enumerate(forks[1:], start=2):
+        if other != fork:
             raise ValueError(
-                f"pattern={pattern!r}: {texts[0]!r} has {len(first)} ids and {text!r} has "
-                f"{len(tag)}: use fewer strategies, or a pattern whose tags are equally long."
+                f"pattern={pattern!r}: {texts[1]!r} differs from {texts[0]!r} at position {fork} "
+                f"and {texts[i]!r} at position {other}, but all tags must differ at one position: "
+                "set the number off from the text around it."
             )
-        differing = [i for i in range(len(first)) if tag[i] != first[i]]
-        if len(differing) != 1 or forks - set(differing):
-            raise ValueError(
-                f"pattern={pattern!r}: {texts[0]!r} and {text!r} differ at the positions "
-                f"{differing} of {first} and {tag}, but all tags must differ in one id at one "
-                "position: set the number off from the text around it."
-            )
-        forks.update(differing)
-    (fork,) = forks
-    return StrategyTags(
-        first[:fork], tuple(tag[fork] for tag in tags[:num_strategies]), first[fork + 1 :]
-    )
+    ids = tuple(tag[fork] for tag in tags[:num_strategies])
+    return StrategyTags(tags[0][:fork], ids, tags[0][fork + 1 :])
+
+
+def _fork(names: str, first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """The one position at which two tags differ."""
+    if len(first) != len(second):
+        raise ValueError(
+            f"{names} have {len(first)} and {len(second)} ids: use fewer strategies, or a pattern "
+            "whose tags are equally long."
+        )
+    positions = [i for i, (a, b) in enumerate(zip(first, second)) if a != b]
+    if len(positions) != 1:
+        raise ValueError(
+            f"{names} differ at {len(positions)} positions ({first} and {second}) instead of one: "
+            "set the number off from the text around it."
+        )
+    return positions[0]
 
 
 def _check_count(num_strategies: int) -> None:
