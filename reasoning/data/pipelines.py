@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from reasoning.data.tasks.base import Task, stream
-from reasoning.data.tokenizers import Tokenizer
+from reasoning.data.tokenizers import TextTokenizer
 
 MAX_MISSES = 1000  # so many problems in a row without a trace end the search for more
 
@@ -62,12 +62,13 @@ class Example:
         return len(self.prompt) + 1 + max(map(len, self.traces))
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """`<bos> prompt`, up to the fork."""
-    return [tokenizer.bos_id, *tokenizer.encode(text)]
+def prompt_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
+    """`<bos> prompt`, up to the fork; without <bos> where the tokenizer has none."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return bos + tokenizer.encode(text)
 
 
-def _example(tokenizer: Tokenizer, prompt: str, completions: Sequence[str]) -> Example:
+def _example(tokenizer: TextTokenizer, prompt: str, completions: Sequence[str]) -> Example:
     traces = tuple((*tokenizer.encode(text), tokenizer.eos_id) for text in completions)
     return Example(tuple(prompt_ids(tokenizer, prompt)), traces)
 
@@ -94,7 +95,7 @@ def _solved_problems(
                 return
 
 
-def strategy_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -> list[Example]:
+def strategy_examples(task: Task, tokenizer: TextTokenizer, seed: int, count: int) -> list[Example]:
     """Training problems with the distinct traces of the strategies that solve them.
 
     Which strategy wrote a trace is not kept, and the order of a problem's traces is shuffled:
@@ -118,7 +119,7 @@ def strategy_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -
     return examples
 
 
-def practice_examples(task: Task, tokenizer: Tokenizer, seed: int, count: int) -> list[Example]:
+def practice_examples(task: Task, tokenizer: TextTokenizer, seed: int, count: int) -> list[Example]:
     """Training problems with one trace each that follows no strategy: the task's own moves.
 
     Raises:

@@ -31,29 +31,31 @@ PROBE = f"  \t<s><0x41>{SPACE}\0ﬁ\r\n "  # survives only the settings of `trai
 
 
 class TextTokenizer(Protocol):
-    """What a `Tokenizer` and an `ImportedTokenizer` have in common.
-
-    Attributes:
-      vocab_size: the largest id + 1.
-      pad_id: fills rows; never a stop id. Masks are made from lengths, not from this value.
-      bos_id: begins every row; None: the model was trained without.
-      eos_id: ends a completion in training.
-      stop_ids: each ends a completion in sampling; the first is `eos_id`.
-      fingerprint: SHA-256 (hex); equal tokenizers have equal ones.
-    """
+    """What a `Tokenizer` and an `ImportedTokenizer` have in common."""
 
     @property
-    def vocab_size(self) -> int: ...  # noqa: D102
+    def vocab_size(self) -> int:
+        """The largest id + 1."""
+
     @property
-    def pad_id(self) -> int: ...  # noqa: D102
+    def pad_id(self) -> int:
+        """Fills rows; never a stop id. Masks are made from lengths, not from this value."""
+
     @property
-    def bos_id(self) -> int | None: ...  # noqa: D102
+    def bos_id(self) -> int | None:
+        """Begins every row; None: the model was trained without."""
+
     @property
-    def eos_id(self) -> int: ...  # noqa: D102
+    def eos_id(self) -> int:
+        """Ends a completion in training."""
+
     @property
-    def stop_ids(self) -> tuple[int, ...]: ...  # noqa: D102
+    def stop_ids(self) -> tuple[int, ...]:
+        """Each ends a completion in sampling; the first is `eos_id`."""
+
     @property
-    def fingerprint(self) -> str: ...  # noqa: D102
+    def fingerprint(self) -> str:
+        """SHA-256 (hex); equal tokenizers have equal ones."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, none of them special, whatever the text says."""

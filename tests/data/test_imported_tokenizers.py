@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoning.data.imported_tokenizers import check_vocabulary, load_tokenizer
+from reasoning.data.pipelines import prompt_ids
 from reasoning.data.tokenizers import train_tokenizer
 
 pytest.importorskip("tokenizers")
@@ -178,6 +179,12 @@ def test_bos_and_eos_are_those_of_transformers(tokenizers, references, family):
     assert theirs.encode("half") == bos + ours.encode("half")
     assert ours.eos_id == theirs.eos_token_id
     assert ours.vocab_size == len(theirs)
+
+
+def test_a_prompt_begins_with_bos_where_the_model_has_one(tokenizers):
+    qwen, llama3 = tokenizers["qwen"], tokenizers["llama3"]
+    assert prompt_ids(qwen, "half") == qwen.encode("half")
+    assert prompt_ids(llama3, "half") == [llama3.bos_id, *llama3.encode("half")]
 
 
 def edit(directory, name, **changes):
