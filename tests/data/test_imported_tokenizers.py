@@ -101,6 +101,14 @@ def test_every_stretch_of_a_sentencepiece_template_is_a_text(tokenizers):
     ]
 
 
+def test_the_longest_special_token_is_read(copy_directory):
+    directory = copy_directory("gemma-model")
+    edit(directory, "tokenizer_config.json", additional_special_tokens=["<", "<table>"])
+    tokenizer = load_tokenizer(directory)
+    assert len(tokenizer.encode_template("<table>")) == 1
+    assert len(tokenizer.encode_template("<|")) == 2
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_text_becomes_a_special_token_and_all_of_it_comes_back(tokenizers, family):
     tokenizer = tokenizers[family]
