@@ -65,7 +65,7 @@ class Setup:
 
     def trained_tags(self, arm: assignment.Arm) -> Sequence[int]:
         """The tags that an arm trains."""
-        return assignment.trained_tags(arm, len(self.task.strategies), self.model.num_strategies)
+        return assignment.trained_tags(arm, self.task.num_traces, self.model.num_strategies)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +132,10 @@ def check_numbers(config: ml_collections.ConfigDict, task: Task) -> None:
                 f"{phase}.rows={config[phase].rows}: must be a multiple of the {parts} parts that "
                 "replica, data and fsdp of the mesh make."
             )
-        if config[phase].rows < len(task.strategies):
+        if config[phase].rows < task.num_traces:
             raise ValueError(
                 f"{phase}.rows={config[phase].rows}: a batch must hold all traces of a problem, so "
-                f"at least {len(task.strategies)} rows."
+                f"at least {task.num_traces} rows."
             )
     if config.loss.tag_noise < 0:
         raise ValueError(f"loss.tag_noise={config.loss.tag_noise}: must be 0 or above.")
@@ -149,8 +149,8 @@ def check_arms(
     """Refuse arms that cannot be trained or evaluated with these numbers (ValueError)."""
     num_samples = config.evaluation.samples_per_tag * model.num_strategies
     for arm in dict.fromkeys(arms):
-        assignment.check_arm(arm, len(task.strategies), model.num_strategies)
-        tags = assignment.trained_tags(arm, len(task.strategies), model.num_strategies)
+        assignment.check_arm(arm, task.num_traces, model.num_strategies)
+        tags = assignment.trained_tags(arm, task.num_traces, model.num_strategies)
         if num_samples % len(tags):
             raise ValueError(
                 f"evaluation.samples_per_tag={config.evaluation.samples_per_tag}: every arm draws "
@@ -250,7 +250,7 @@ def train(
             state.params,
             batch,
             jax.random.fold_in(key, step),
-            num_traces=len(setup.task.strategies),
+            num_traces=setup.task.num_traces,
             prefix=longest_prompt + 1 + loss.match_tokens,
             match_tokens=loss.match_tokens,
         )

@@ -19,7 +19,7 @@ import grain
 import jax
 import numpy as np
 
-from reasoning.data.tasks.base import Task, stream
+from reasoning.data.tasks.base import Problems
 from reasoning.data.tokenizers import TextTokenizer
 
 MAX_MISSES = 1000  # so many problems in a row without a trace end the search for more
@@ -74,19 +74,20 @@ def _example(tokenizer: TextTokenizer, prompt: str, completions: Sequence[str]) 
 
 
 def _solved_problems(
-    task: Task, seed: int, count: int, write: Callable[[Any], list[str]]
+    task: Problems, seed: int, count: int, write: Callable[[Any], list[str]]
 ) -> Iterator[tuple[Any, list[str]]]:
     """The first `count` training problems for which `write` has completions, with these."""
     if count < 1:
         raise ValueError(f"count={count}: ask for at least one problem.")
     found = misses = 0
-    for problem in stream(task, "train", seed):
+    for problem in task.stream("train", seed):
         completions = write(problem)
         misses = 0 if completions else misses + 1
         if misses == MAX_MISSES:
             raise ValueError(
                 f"count={count}: {task.name} has no trace for any of {misses} problems in a row, "
-                f"after {found} that have one; make the task easier, as by more tries."
+                f"after {found} that have one; make the task easier, as by more tries, or take a "
+                "corpus with traces."
             )
         if completions:
             yield problem, completions
@@ -95,32 +96,33 @@ def _solved_problems(
                 return
 
 
-def strategy_examples(task: Task, tokenizer: TextTokenizer, seed: int, count: int) -> list[Example]:
-    """Training problems with the distinct traces of the strategies that solve them.
+def strategy_examples(
+    task: Problems, tokenizer: TextTokenizer, seed: int, count: int
+) -> list[Example]:
+    """Training problems with their traces: those of a task's strategies, or those of a corpus.
 
     Which strategy wrote a trace is not kept, and the order of a problem's traces is shuffled:
     matching has to discover what belongs together.
 
     Returns:
-      `count` problems of the train split that at least one strategy solves.
+      `count` problems of the train split that have a trace. Of a corpus that holds fewer, the
+      same problem comes again, once more in every pass.
 
     Raises:
-      ValueError: `count` is below 1, or too few problems are solved.
+      ValueError: `count` is below 1, or too few problems have a trace.
     """
-
-    def write(problem: Any) -> list[str]:
-        traces = (task.trace(problem, strategy) for strategy in task.strategies)
-        return sorted({trace.completion for trace in traces if trace is not None})
-
     examples = []
-    for index, (problem, completions) in enumerate(_solved_problems(task, seed, count, write)):
+    solved = _solved_problems(task, seed, count, task.completions)
+    for index, (problem, completions) in enumerate(solved):
         random.Random(f"order/{seed}/{index}").shuffle(completions)
         examples.append(_example(tokenizer, task.prompt(problem), completions))
     return examples
 
 
-def practice_examples(task: Task, tokenizer: TextTokenizer, seed: int, count: int) -> list[Example]:
-    """Training problems with one trace each that follows no strategy: the task's own moves.
+def practice_examples(
+    task: Problems, tokenizer: TextTokenizer, seed: int, count: int
+) -> list[Example]:
+    """Training problems with one trace each: a task's follows no strategy, a corpus has its first.
 
     Raises:
       ValueError: `count` is below 1, or practice solves too few problems.
@@ -128,8 +130,8 @@ def practice_examples(task: Task, tokenizer: TextTokenizer, seed: int, count: in
     rng = random.Random(f"practice/{seed}")
 
     def write(problem: Any) -> list[str]:
-        trace = task.practice(problem, rng)
-        return [] if trace is None else [trace.completion]
+        completion = task.practice(problem, rng)
+        return [] if completion is None else [completion]
 
     return [
         _example(tokenizer, task.prompt(problem), completions)

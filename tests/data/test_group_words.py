@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reasoning.data.tasks.base import Trace, parse_completion
 from reasoning.data.tasks.group_words import (
     DEGREES,
     FOLDS,
@@ -64,7 +65,8 @@ def test_every_reduction_ends_in_the_composed_permutation(group, data):
     for number in word:
         points = np.array(elements(group)[number])[points]
     traces = [task.trace(word, strategy) for strategy in task.strategies]
-    traces.append(task.practice(word, data.draw(st.randoms(use_true_random=False))))
+    practised = task.practice(word, data.draw(st.randoms(use_true_random=False)))
+    traces.append(Trace(*parse_completion(practised)))
     for trace in traces:
         assert elements(group)[int(trace.answer)] == tuple(points)
         assert task.verify(word, trace.answer).reason == "correct"
@@ -160,7 +162,7 @@ def test_check_trace_is_exact_for_words_of_32_elements():
     for index in range(20):
         word = task.sample(0, index)
         traces = [task.trace(word, fold) for fold in FOLDS]
-        traces.append(task.practice(word, random.Random(index)))
+        traces.append(Trace(*parse_completion(task.practice(word, random.Random(index)))))
         assert all(task.check_trace(word, None, trace.steps) == 1.0 for trace in traces)
 
 

@@ -1,5 +1,6 @@
 """Batches: every example once an epoch, whole problems, alike for any worker, host or restart."""
 
+import hashlib
 import itertools
 from collections import Counter
 
@@ -21,7 +22,7 @@ from reasoning.data.pipelines import (
     trace_batches,
 )
 from reasoning.data.tasks import make_task
-from reasoning.data.tasks.base import parse_completion, split_of, stream
+from reasoning.data.tasks.base import parse_completion, split_of
 from reasoning.data.tasks.group_words import GroupWords
 from reasoning.data.tokenizers import train_tokenizer
 
@@ -314,6 +315,29 @@ def test_examples_hold_ids_alone_and_follow_the_seed(task, tokenizer):
     assert strategy_examples(task, tokenizer, seed=6, count=10) != examples
 
 
+# SHA-256 of twelve examples, as they were before corpora came through the same functions.
+EXAMPLES_SHA = {
+    "countdown": ("eb20ee27c5fe67bc", "d3ea800b59395b5a"),
+    "countdown4": ("70173a18d536d91e", "efc2016f37ee9a35"),
+    "group_words": ("a5e5d8a580bea089", "7ba4338dadbccff0"),
+    "group_words_a5": ("53c353536b4052e9", "021e9eacb0ed9b24"),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES_SHA)
+def test_examples_stay_what_they_were(name):
+    task = make_task(name)
+    tokenizer = train_tokenizer(
+        (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
+    )
+
+    def digest(make):
+        examples = [(e.prompt, e.traces) for e in make(task, tokenizer, seed=3, count=12)]
+        return hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
+
+    assert (digest(strategy_examples), digest(practice_examples)) == EXAMPLES_SHA[name]
+
+
 def test_practice_is_one_correct_trace_each(task, tokenizer):
     examples = practice_examples(task, tokenizer, seed=5, count=10)
     for example, problem in zip(
@@ -356,14 +380,14 @@ def s5_tokenizer():
 def test_a_thousand_problems_without_a_trace_end_the_search(make, s5_tokenizer):
     task = Silent(every=1000)
     examples = make(task, s5_tokenizer, seed=0, count=2)
-    problems = itertools.islice(stream(task, "train", 0), 999, None, 1000)
+    problems = itertools.islice(task.stream("train", 0), 999, None, 1000)
     expected = [tuple(prompt_ids(s5_tokenizer, task.prompt(next(problems)))) for _ in range(2)]
     assert [example.prompt for example in examples] == expected
     with pytest.raises(ValueError) as error:
         make(Silent(every=1001), s5_tokenizer, seed=0, count=2)
     assert str(error.value) == (
         "count=2: group_words has no trace for any of 1000 problems in a row, after 0 that have "
-        "one; make the task easier, as by more tries."
+        "one; make the task easier, as by more tries, or take a corpus with traces."
     )
 
 

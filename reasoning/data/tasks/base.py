@@ -1,5 +1,7 @@
 """What a procedural task is: problems, one trace per named strategy, and an exact verifier.
 
+`Problems` is the part that the pipelines read; a corpus (`reasoning.data.corpora`) has it as well.
+
 A task's text is made of words joined by single spaces, so that the word-level tokenizer
 (`reasoning.data.tokenizers`) reads one id per word:
 
@@ -43,16 +45,19 @@ class Verdict:
     reason: str
 
 
-class Task(Protocol):
-    """The interface of every task; a problem is any hashable value the task understands."""
+class Problems(Protocol):
+    """What training reads of a task or a corpus; a problem is any hashable value it understands."""
 
     name: str
-    strategies: tuple[str, ...]
-    words: tuple[str, ...]  # every word of its texts that is not a number
-    max_number: int  # the largest number that its texts contain
+    strategies: tuple[str, ...]  # () where none is named, as in a corpus
+    num_traces: int  # the most completions that a problem may have
 
-    def sample(self, seed: int, index: int) -> Any:
-        """The problem at a position of the endless stream of `seed`."""
+    def stream(self, split: Split, seed: int) -> Iterator[Any]:
+        """The endless stream of a split's problems, a pure function of its arguments.
+
+        Raises:
+          ValueError: the split is empty.
+        """
         ...
 
     def key(self, problem: Any) -> str:
@@ -63,12 +68,27 @@ class Task(Protocol):
         """The text that the policy reads."""
         ...
 
-    def trace(self, problem: Any, strategy: str) -> Trace | None:
-        """What `strategy` writes, or None if it finds no answer within its budget."""
+    def completions(self, problem: Any) -> list[str]:
+        """The different texts that the policy may learn to write; [] if there is none."""
         ...
 
-    def practice(self, problem: Any, rng: random.Random) -> Trace | None:
-        """A correct trace in the task's format that follows no strategy (pre-training)."""
+    def practice(self, problem: Any, rng: random.Random) -> str | None:
+        """One completion for pre-training, None if there is none; a task's follows no strategy."""
+        ...
+
+
+class Task(Problems, Protocol):
+    """The interface of every procedural task."""
+
+    words: tuple[str, ...]  # every word of its texts that is not a number
+    max_number: int  # the largest number that its texts contain
+
+    def sample(self, seed: int, index: int) -> Any:
+        """The problem at a position of the endless stream of `seed`, of any split."""
+        ...
+
+    def trace(self, problem: Any, strategy: str) -> Trace | None:
+        """What `strategy` writes, or None if it finds no answer within its budget."""
         ...
 
     def verify(self, problem: Any, answer: str | None) -> Verdict:
@@ -99,8 +119,8 @@ def split_of(key: str) -> Split:
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
 
 
-def stream(task: Task, split: Split, seed: int) -> Iterator[Any]:
-    """The endless stream of a split's problems, in the order of their index.
+def hashed_stream(task: Task, split: Split, seed: int) -> Iterator[Any]:
+    """`Task.stream`: the samples that `split_of` their key puts into the split, in their order.
 
     Raises:
       ValueError: the split seems to be empty, as it may be for a very small task.
@@ -118,24 +138,30 @@ def stream(task: Task, split: Split, seed: int) -> Iterator[Any]:
             )
 
 
-def distinct_problems(task: Task, split: Split, seed: int, count: int) -> list[Any]:
+def strategy_completions(task: Task, problem: Any) -> list[str]:
+    """`Task.completions`: the distinct traces of the strategies that solve the problem, sorted."""
+    traces = (task.trace(problem, strategy) for strategy in task.strategies)
+    return sorted({trace.completion for trace in traces if trace is not None})
+
+
+def distinct_problems(task: Problems, split: Split, seed: int, count: int) -> list[Any]:
     """The first `count` problems of a split with all keys different.
 
     Raises:
-      ValueError: the split seems to hold fewer than `count` different instances.
+      ValueError: the split holds, or seems to hold, fewer than `count` different instances.
     """
     if count < 1:
         raise ValueError(f"count={count}: ask for at least one problem.")
     found: dict[str, Any] = {}
     misses = 0
-    for problem in stream(task, split, seed):
+    for problem in task.stream(split, seed):
         misses = misses + 1 if task.key(problem) in found else 0
         found.setdefault(task.key(problem), problem)
         if len(found) == count:
             return list(found.values())
         if misses > 1000 + 5 * len(found):
             raise ValueError(
-                f"count={count}: the {split} split of {task.name} holds only about {len(found)} "
-                "different problems; ask for fewer or make the task larger."
+                f"count={count}: only {len(found)} different problems were found in the {split} "
+                f"split of {task.name}; ask for fewer, or take a larger task or corpus."
             )
     raise AssertionError("the stream of problems is endless")

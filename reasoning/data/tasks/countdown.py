@@ -22,7 +22,13 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from reasoning.data.tasks.base import Trace, Verdict
+from reasoning.data.tasks.base import (
+    Split,
+    Trace,
+    Verdict,
+    hashed_stream,
+    strategy_completions,
+)
 
 FORWARD_OPS = ("*", "+", "-")
 MAX_DRAWS = 10_000  # bounds the search of `sample` for a problem that some strategy solves
@@ -183,6 +189,7 @@ class Countdown:
 
     name = "countdown"
     strategies = ("largest", "smallest", "nearest", "backward")
+    num_traces = len(strategies)
     words = ("make", ":", "+", "-", "*", "/", "=", ",", "yes", "high", "low", "from", "answer")
 
     def __init__(
@@ -227,6 +234,10 @@ class Countdown:
             "lower largest and target or raise tries."
         )
 
+    def stream(self, split: Split, seed: int) -> Iterator[CountdownProblem]:
+        """The endless stream of a split's problems, in the order of their index."""
+        return hashed_stream(self, split, seed)
+
     def key(self, problem: CountdownProblem) -> str:
         """The sorted numbers and the target: the order shown makes no other instance."""
         return f"{sorted(problem.numbers)} {problem.target}"
@@ -239,7 +250,11 @@ class Countdown:
         """The strategy's search up to its success, None if it runs out of tries."""
         return _bounded(self._search(problem, strategy), self.tries)
 
-    def practice(self, problem: CountdownProblem, rng: random.Random) -> Trace | None:
+    def completions(self, problem: CountdownProblem) -> list[str]:
+        """The distinct traces of the strategies that solve it, sorted."""
+        return strategy_completions(self, problem)
+
+    def practice(self, problem: CountdownProblem, rng: random.Random) -> str | None:
         """A search in random order, forward or backward, that happens to succeed in time."""
         for _ in range(10):
             search = rng.choice((_forward, _backward))
@@ -247,7 +262,7 @@ class Countdown:
                 problem.numbers, problem.target, self.max_number, lambda _: (rng.random(),)
             )
             if (trace := _bounded(found, self.practice_tries)) is not None:
-                return trace
+                return trace.completion
         return None
 
     def verify(self, problem: CountdownProblem, answer: str | None) -> Verdict:

@@ -22,7 +22,13 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from reasoning.data.tasks.base import Trace, Verdict
+from reasoning.data.tasks.base import (
+    Split,
+    Trace,
+    Verdict,
+    hashed_stream,
+    strategy_completions,
+)
 
 Word = tuple[int, ...]  # a problem: the elements in the order of the prompt
 Places = Iterable[int]  # a way to reduce a word: where the next two neighbours are multiplied
@@ -77,6 +83,7 @@ class GroupWords:
 
     name = "group_words"
     strategies = ("direct", *FOLDS, "filler")
+    num_traces = len(strategies)
     words = (":", "=", ".", "answer")
 
     def __init__(self, group: str = "S3", length: int = 8) -> None:
@@ -93,6 +100,10 @@ class GroupWords:
         rng = random.Random(f"group_words/{seed}/{index}")
         return tuple(rng.randint(0, self.max_number) for _ in range(self.length))
 
+    def stream(self, split: Split, seed: int) -> Iterator[Word]:
+        """The endless stream of a split's problems, in the order of their index."""
+        return hashed_stream(self, split, seed)
+
     def key(self, problem: Word) -> str:
         """The word itself: the order of its elements matters."""
         return " ".join(map(str, problem))
@@ -105,10 +116,15 @@ class GroupWords:
         """What `strategy` writes; every strategy finds the answer."""
         return Trace(" ".join(self._steps(problem, strategy)), str(self._product(problem)))
 
-    def practice(self, problem: Word, rng: random.Random) -> Trace:
+    def completions(self, problem: Word) -> list[str]:
+        """The distinct traces of the strategies that solve it, sorted."""
+        return strategy_completions(self, problem)
+
+    def practice(self, problem: Word, rng: random.Random) -> str:
         """Neighbours multiplied in random order (a short word leaves few orders to choose)."""
         places = (rng.randrange(left - 1) for left in range(len(problem), 1, -1))
-        return Trace(" ".join(self._reduce(problem, places)), str(self._product(problem)))
+        steps = " ".join(self._reduce(problem, places))
+        return Trace(steps, str(self._product(problem))).completion
 
     def verify(self, problem: Word, answer: str | None) -> Verdict:
         """The answer must be the number of the product, written as in the prompt."""
