@@ -24,6 +24,8 @@ setup(
         "sentencepiece>=0.2.1",
         "grain>=0.2.18",
         "orbax-checkpoint>=0.12.8",
+        "tensorflow-datasets>=4.9.10",  # corpora; it writes array_record and needs no TensorFlow
+        "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not declare it
         "tensorboardX>=2.6.4",
         "absl-py>=2.3",
         "ml_collections>=1.1",
@@ -34,6 +36,7 @@ setup(
     ],
     extras_require={
         "hf": HF,
+        "gym": ["reasoning-gym>=0.1.25"],
         "wandb": ["wandb>=0.22"],
         "test": [
             "pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14",
