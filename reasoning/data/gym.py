@@ -32,15 +32,15 @@ try:
     from reasoning_gym.dataset import ProceduralDataset
 except ImportError as missing:
     raise ValueError(
-        "corpus='gym': reasoning-gym is not installed; pip install '.[gym]'."
+        f"corpus='gym': reasoning-gym is not installed ({missing}); pip install '.[gym]'."
     ) from missing
 
 # What a model that does not know the task is told before the prompt, by the task's name.
 INSTRUCTIONS = {
     "countdown": (
         "Make the target from all the numbers, each used once, with +, - and *; every result must "
-        "be a positive integer. Answer with the operations in order and nothing else, as in "
-        "`7 * 5 = 35 , 35 + 1 = 36` for `1 5 7 make 36 :`."
+        "be a positive integer of at most {max_number}. Answer with the operations in order and "
+        "nothing else, as in `7 * 5 = 35 , 35 + 1 = 36` for `1 5 7 make 36 :`."
     ),
     "group_words": (
         "Multiply the permutations from left to right. They are those of the group {group}, "

@@ -126,9 +126,8 @@ def read_jsonl(
     path = pathlib.Path(path)
     found: dict[str, tuple[_Row, str, dict[str, None]]] = {}
     for row in _rows(path):
-        gold = _answer(row, answer)
-        written = _traces(row, traces)
-        first, first_gold, known = found.setdefault(_text(row, question), (row, gold, {}))
+        text, gold, written = _text(row, question), _answer(row, answer), _traces(row, traces)
+        first, first_gold, known = found.setdefault(text, (row, gold, {}))
         if gold != first_gold:
             raise ValueError(
                 f"{row}: {answer}={gold!r}, but {first_gold!r} for the same question in "
