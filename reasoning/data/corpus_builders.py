@@ -97,14 +97,20 @@ def build(
     files = None if path is None else source_files(name, path)
     builder = ReasoningQuestions(config=name, data_dir=os.fspath(root), files=files)
     if not builder.is_prepared():
-        with contextlib.redirect_stdout(sys.stderr):  # a program's output is its own
-            builder.download_and_prepare()
-    elif files is not None and builder.info.metadata["source"] != files_digest(files):
+        _prepare(builder)
+        builder = ReasoningQuestions(config=name, data_dir=os.fspath(root), files=files)
+    if files is not None and builder.info.metadata["source"] != files_digest(files):
         raise ValueError(
             f"path='{path}': directory='{directory}' holds {name} built of other files; delete "
             f"'{builder.data_dir}', or name another directory."
         )
     return {split: _read(builder, split) for split in builder.info.splits}
+
+
+def _prepare(builder: ReasoningQuestions) -> None:
+    # A build appears whole, by a rename: where another process was first, its build is taken.
+    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(FileExistsError):
+        builder.download_and_prepare()  # what it prints is not the program's output
 
 
 def _read(builder: ReasoningQuestions, split: Split) -> tuple[Question, ...]:

@@ -13,8 +13,9 @@ from the `score_answer` of reasoning-gym 0.1:
   and in some a wrong one earns 0.01 to 0.05; here both are wrong.
 - In many (countdown, word_ladder, n_queens, sokoban, ...) several answers are right and the gold
   one is an example; here the others are wrong, so take those with care.
-- Some of its judges call `eval` or sympy's parser on the answer (string_insertion, spiral_matrix,
-  binary_matrix, n_queens, puzzle24, ...): it is never shown what a policy wrote.
+- Some of its judges run code in the answer, by `eval` or sympy's parser (string_insertion,
+  spiral_matrix, binary_matrix, n_queens, countdown, puzzle24, ...): never show one what a policy
+  wrote. Nothing here does.
 
 Item i is made from seed + i, so the seeds 0 and 1 share all items but one. A corpus is split by the
 text of the question, so that its splits share none.

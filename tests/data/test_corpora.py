@@ -156,10 +156,8 @@ def test_math_is_read_from_one_file_or_a_folder_of_splits(build, tmp_path):
 
 
 def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_two_builds_are_the_same_bytes_in_array_record(build, tmp_path):
@@ -183,6 +181,22 @@ def test_a_second_build_reads_what_the_first_wrote(build, tmp_path, monkeypatch)
     assert build("gsm8k", tmp_path / "built") == first
     assert contents(tmp_path / "built") == before
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "built").rglob("*")} == times
+
+
+def test_processes_may_build_at_the_same_time(build, tmp_path, monkeypatch):
+    path = gsm8k(tmp_path / "gsm8k")
+    corpus_builders = sys.modules[build.__module__]
+    read_source = corpus_builders.read_source
+
+    def read_slowly(*arguments):  # meanwhile another builds the same
+        monkeypatch.setattr(corpus_builders, "read_source", read_source)
+        build("gsm8k", tmp_path / "built", path)
+        return read_source(*arguments)
+
+    monkeypatch.setattr(corpus_builders, "read_source", read_slowly)
+    assert len(build("gsm8k", tmp_path / "built", path)["train"]) == 30
+    assert corpus_builders.read_source is read_source
+    assert not list((tmp_path / "built").rglob("*incomplete*"))
 
 
 def test_a_build_of_other_files_is_not_taken_for_these(build, tmp_path):
@@ -235,9 +249,7 @@ def published(monkeypatch, tmp_path):
     """The address of made-up GSM8K files, and their checksums, in place of the real ones."""
     folder = gsm8k(tmp_path / "published")
     monkeypatch.setitem(questions.ADDRESSES, "gsm8k", f"{folder.as_uri()}/")
-    sums = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()
-    }
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
     monkeypatch.setitem(questions.CHECKSUMS, "gsm8k", sums)
     return folder
 
@@ -397,7 +409,6 @@ def test_load_corpus_reads_each_source(build, tmp_path):
     corpus = load_corpus("gsm8k", built, gsm8k(tmp_path / "gsm8k"), template="Q: {question}")
     assert len(corpus.train) + len(corpus.validation) == 30 and len(corpus.test) == 5
     assert corpus.prompt(corpus.test[0]).startswith("Q: A test farm has 0 ")
-    assert load_corpus("gsm8k", built).fingerprint != corpus.fingerprint  # another template
     corpus = load_corpus("svamp", built, svamp(tmp_path / "svamp"))
     assert len(corpus.train) + len(corpus.validation) + len(corpus.test) == 60
     file = write_jsonl(tmp_path / "aime.jsonl", ROWS)
