@@ -85,12 +85,14 @@ def build(
         else the original source, pinned to a commit and verified by checksum.
 
     Returns:
-      The splits that the source has, in its order.
+      The questions of each split that the source has, in its order.
 
     Raises:
       ValueError: unknown name, a directory that is a file, files that are missing or malformed or
         cannot be downloaded; or the directory holds the set built of other files than `path`.
     """
+    if name not in SOURCES:
+        raise ValueError(f"name={name!r}: must be one of {', '.join(SOURCES)}.")
     root = epath.Path(directory)
     if root.exists() and not root.is_dir():
         raise ValueError(f"directory='{directory}': is a file; name a directory.")

@@ -92,7 +92,7 @@ class Question:
 
 
 def kind_of(answers: Sequence[str]) -> Kind:
-    """ "number" if every answer is an integer or a decimal number, else "text"."""
+    """`number` if every answer is an integer or a decimal number, else `text`."""
     number = re.compile(r"-?[0-9]+(\.[0-9]+)?")
     return "number" if all(number.fullmatch(answer) for answer in answers) else "text"
 
@@ -120,7 +120,7 @@ def read_jsonl(
     keeps them; a lone surrogate is refused, as UTF-8 cannot hold it.
 
     Args:
-      path: UTF-8, one JSON object a line.
+      path: UTF-8, one JSON object a line; a file named `.json` holds a list of objects instead.
       question: the field with the question, a string.
       answer: the field with the gold answer, a string or a number.
       traces: the field with a completion or a list of completions; None: there are no traces.
@@ -130,7 +130,8 @@ def read_jsonl(
       ValueError: no such file, or no question in it; or a line is malformed, lacks a field, has
         one of a wrong type, or gives a question another answer: with file and line number.
     """
-    check_kind(kind)
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}.")
     path = pathlib.Path(path)
     found: dict[str, tuple[_Row, str, dict[str, None]]] = {}
     for row in _rows(path):
@@ -139,19 +140,13 @@ def read_jsonl(
         if gold != first_gold:
             raise ValueError(
                 f"{row}: {answer}={gold!r}, but {first_gold!r} for the same question in "
-                f"line {first.number}; keep one."
+                f"{first.unit} {first.number}; keep one."
             )
         known.update(dict.fromkeys(written))  # each once, in order
     return tuple(
         Question(f"{path.stem}/{row.number}", text, gold, kind, tuple(known))
         for text, (row, gold, known) in found.items()
     )
-
-
-def check_kind(kind: str) -> None:
-    """Refuse a kind that is none (ValueError)."""
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}.")
 
 
 # The published sets: a folder's files -> questions by split
@@ -242,13 +237,12 @@ SOURCES: dict[str, tuple[str, Parser]] = {
 
 
 def source_files(name: str, path: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """The files of a set at a path: a folder that holds them, or one file of any name.
+    """The files of a set of SOURCES at a path: a folder that holds them, or one of any name.
 
     Raises:
-      ValueError: unknown name; no such path; or the folder holds none of the set's files, or two
-        for one split.
+      ValueError: no such path; or the folder holds none of the set's files, or two for one split.
     """
-    pattern, _ = _source(name)
+    pattern, _ = SOURCES[name]
     path = pathlib.Path(path)
     if path.is_file():
         return [path]
@@ -264,21 +258,15 @@ def source_files(name: str, path: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 
 def read_source(name: str, files: Sequence[pathlib.Path]) -> dict[Split, list[Question]]:
-    """The questions of a published set by split, in the order of its files.
+    """The questions of a set of SOURCES by split, in the order of its files.
 
     A file named by a split (`train.jsonl`) is that split of gsm8k or math; any other is a test.
 
     Raises:
-      ValueError: unknown name, or a file is not what the set's are like, with its row.
+      ValueError: a file is not like the set's, with its row.
     """
-    _, parse = _source(name)
+    _, parse = SOURCES[name]
     return parse(files)
-
-
-def _source(name: str) -> tuple[str, Parser]:
-    if name not in SOURCES:
-        raise ValueError(f"name={name!r}: must be one of {', '.join(SOURCES)}.")
-    return SOURCES[name]
 
 
 def files_digest(files: Sequence[pathlib.Path]) -> str:

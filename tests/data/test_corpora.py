@@ -1,5 +1,6 @@
 """Corpora: what each source's shape becomes, refusals with their line, and the part of a task."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -105,8 +106,7 @@ def test_svamp_writes_whole_numbers_and_splits_by_hash(build, tmp_path):
 
 
 def test_bbh_is_a_test_whose_problems_know_their_task(build, tmp_path):
-    path = bbh(tmp_path / "bbh")
-    splits = build("bbh", tmp_path / "built", path)
+    splits = build("bbh", tmp_path / "built", bbh(tmp_path / "bbh"))
     assert list(splits) == ["test"]
     rows = [(q.id, q.answer, q.kind, q.traces) for q in splits["test"]]
     assert rows == [
@@ -133,8 +133,7 @@ ROWS = [
 
 def test_math_is_read_from_one_file_or_a_folder_of_splits(build, tmp_path):
     file = write_jsonl(tmp_path / "aime.jsonl", ROWS)
-    splits = build("math", tmp_path / "one", file)
-    assert splits == {
+    assert build("math", tmp_path / "one", file) == {
         "test": (
             Question("math/test/0", "What is $\\frac{1}{2}$?", "\\frac{1}{2}", "expression",
                      ("It is \\boxed{\\frac12}.",)),
@@ -174,13 +173,14 @@ def test_a_second_build_reads_what_the_first_wrote(build, tmp_path, monkeypatch)
     path = gsm8k(tmp_path / "gsm8k")
     first = build("gsm8k", tmp_path / "built", path)
     before = contents(tmp_path / "built")
-    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "built").rglob("*")}
+    for file in (tmp_path / "built").rglob("*"):  # written anew, it would have another time
+        os.utime(file, (0, 0))
     monkeypatch.setattr(questions, "_rows", None)  # nothing is parsed, nothing is fetched
     monkeypatch.setattr(questions.urllib.request, "urlopen", None)
     assert build("gsm8k", tmp_path / "built", path) == first
     assert build("gsm8k", tmp_path / "built") == first
     assert contents(tmp_path / "built") == before
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "built").rglob("*")} == times
+    assert all(file.stat().st_mtime == 0 for file in (tmp_path / "built").rglob("*"))
 
 
 def test_processes_may_build_at_the_same_time(build, tmp_path, monkeypatch):
@@ -221,9 +221,8 @@ assert len(source) == 3 and type(source[0]["question"]) is bytes
 tfds.text.Gsm8k  # TFDS has one of its own, which ours leaves alone
 print(len(corpus.test))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "5\n"  # nothing that TFDS prints
 
@@ -353,21 +352,19 @@ def test_lines_are_the_text_of_train_alone():
 
 def test_a_fingerprint_is_of_everything_in_the_corpus():
     def changed(**fields):
-        return Corpus("other name", **{
-            "train": CORPUS.train, "validation": (), "test": CORPUS.test, **fields,
-        }).fingerprint
+        return dataclasses.replace(CORPUS, name="other name", **fields).fingerprint
 
-    first = CORPUS.train[0]
+    def first(**fields):
+        return (dataclasses.replace(CORPUS.train[0], **fields), *CORPUS.train[1:])
+
     others = [
         changed(train=CORPUS.train[::-1]),
         changed(test=CORPUS.test[1:]),
         changed(train=CORPUS.train + CORPUS.test, test=()),
         changed(template="Q: {question}"),
-        changed(train=(Question(first.id, first.question, "1", "number", first.traces),
-                       *CORPUS.train[1:])),
-        changed(train=(Question(first.id, first.question, "0", "text", first.traces),
-                       *CORPUS.train[1:])),
-        changed(train=(Question(first.id, first.question, "0", "number"), *CORPUS.train[1:])),
+        changed(train=first(answer="1")),
+        changed(train=first(kind="text")),
+        changed(train=first(traces=())),
     ]
     assert changed() == CORPUS.fingerprint
     assert len({CORPUS.fingerprint, *others}) == 1 + len(others)
@@ -404,6 +401,11 @@ def test_questions_without_traces_teach_nothing():
 # load_corpus
 
 
+def test_build_refuses_a_set_that_it_does_not_know(build, tmp_path):
+    with pytest.raises(ValueError, match=r"^name='jsonl': must be one of gsm8k, svamp, bbh, math"):
+        build("jsonl", tmp_path)
+
+
 def test_load_corpus_reads_each_source(build, tmp_path):
     built = tmp_path / "built"
     corpus = load_corpus("gsm8k", built, gsm8k(tmp_path / "gsm8k"), template="Q: {question}")
@@ -415,8 +417,7 @@ def test_load_corpus_reads_each_source(build, tmp_path):
     assert len(load_corpus("math", built, file).test) == 2
     fields = dict(path=file, question="problem", kind="text", traces=None)
     splits = load_corpus("jsonl", **fields)
-    for split in SPLITS:
-        assert all(split_of(question.question) == split for question in getattr(splits, split))
+    assert all(split_of(q.question) == split for split in SPLITS for q in getattr(splits, split))
     assert len(load_corpus("jsonl", split="test", **fields).test) == 2
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -435,10 +436,9 @@ def test_load_corpus_reads_each_source(build, tmp_path):
         (dict(name="gsm8k", directory="D", path="X"), "path='X': there is no such file or folder."),
         (dict(name="gsm8k", directory="D", path="."),
          "path='.': gsm8k needs files named as (train|test)\\.jsonl; there is none."),
-        (dict(name="gsm8k", directory="file", path="."), "directory='file': is a file; name a "
-                                                         "directory."),
-        (dict(name="math", directory="D"), "path=None: math is read from files of yours; give "
-                                           "their path."),
+        (dict(name="gsm8k", directory="file"), "directory='file': is a file; name a directory."),
+        (dict(name="math", directory="D"),
+         "path=None: math is read from files of yours; give their path."),
         (dict(name="gsm8k", directory="D", task="navigate"),
          "task='navigate': corpus 'gsm8k' takes directory, path, template."),
         (dict(name="jsonl"), "path=None: corpus 'jsonl' needs a file or a folder."),

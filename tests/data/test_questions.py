@@ -36,6 +36,18 @@ def test_jsonl_merges_the_traces_of_a_question(tmp_path):
                for q in read_jsonl(path, question="q", answer="gold"))
 
 
+def test_a_json_file_holds_a_list(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text('[{"question": "One?", "answer": 1}, {"question": "One?", "answer": 2}]')
+    with pytest.raises(ValueError, match=r"row 2: answer='2', but '1' .* in row 1; keep one\.$"):
+        read_jsonl(path)
+    path.write_text('[{"question": "One?", "answer": 1}]')
+    assert read_jsonl(path) == (Question("list/1", "One?", "1", "expression"),)
+    path.write_text('{"question": "One?", "answer": 1}')
+    with pytest.raises(ValueError, match=r"^path='.*list\.json': must hold a list of objects\.$"):
+        read_jsonl(path)
+
+
 def test_jsonl_keeps_null_bytes_that_a_tokenizer_keeps(tmp_path):
     path = write_jsonl(tmp_path / "null.jsonl", [{"question": "a\0b", "answer": "\0"}])
     (question,) = read_jsonl(path)
