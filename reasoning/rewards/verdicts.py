@@ -36,6 +36,13 @@ REASONS = (
     "garbled",
     "scored",  # by a function that gives a number and no reason
     "skipped",  # by a function that has nothing to say about this row: it trains nothing
+    # Of `reasoning.rewards.answers` and `symbolic`:
+    "unbalanced",  # the last \\boxed{ never closes
+    "too_long",  # an answer over the limits of length, depth or digits
+    "ambiguous",  # several candidates, or a chain of relations
+    "unparsed",  # no formula that the algebra can read
+    "timeout",  # over the limit of time for one answer
+    "crash",  # ended the worker that judged it, by memory or otherwise
 )
 
 

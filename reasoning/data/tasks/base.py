@@ -39,10 +39,22 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and why not: `correct`, `no_answer`, `malformed`, ..."""
+    """Whether an answer is right, and why not.
+
+    Attributes:
+      correct: whether it is.
+      reason: `correct`, `no_answer`, `malformed`, ...: one of `reasoning.rewards.verdicts.REASONS`.
+      answer: what was taken out of the completion and judged; None if nothing was, or if the
+        verifier does not tell.
+      method: what decided: "exact" comparison or "symbolic" algebra.
+      milliseconds: that the judging took; 0 where it was not measured.
+    """
 
     correct: bool
     reason: str
+    answer: str | None = None
+    method: Literal["exact", "symbolic"] = "exact"
+    milliseconds: float = 0.0
 
 
 class Problems(Protocol):

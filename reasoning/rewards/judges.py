@@ -1,0 +1,196 @@
+"""The judge of answers as a reward on the host: extraction, exact comparison, then algebra.
+
+    with SymbolicPool(num_workers=2) as pool:
+        judge = AnswerJudge(("boxed",), pool)
+        reward = HostReward(judge, tokenizer)
+        verdicts = judge(prompts, completions, problems)  # each problem has `answer` and `kind`
+        judge.metrics()  # {"exact": 0.93, "symbolic": 0.07, "timeout": 0.0, ...}
+
+The pool belongs to one process, so HostReward takes such a judge with `num_workers=0`.
+"""
+
+import collections
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from reasoning.data.tasks.base import Verdict
+from reasoning.rewards.answers import AnswerKind, Rule, compare, extract
+from reasoning.rewards.symbolic import SymbolicPool
+
+Pair = tuple[str, str]  # gold, answer
+MEMO_SIZE = 100_000  # symbolic verdicts that are remembered; the oldest are forgotten
+FAILURE_WINDOW = 1000  # answers over which failures are counted
+FAILURE_MINIMUM = 100  # answers before they are
+
+_REASONS = {"right": "correct", "wrong": "wrong_value"}  # the other results are reasons themselves
+_FAILURES = ("timeout", "crash")
+
+
+class Question(Protocol):
+    """What is known about a problem."""
+
+    answer: str  # gold
+    kind: AnswerKind
+
+
+class AnswerJudge:
+    """Judges final answers against gold answers: `(prompts, completions, questions) -> verdicts`.
+
+    A symbolic verdict is remembered, timeouts too, so that the same answer always gets the same
+    reward; `memo` and `load_memo` carry that over to a resumed run.
+
+    Args:
+      rules: by which the answer is found, in order (`reasoning.rewards.answers.extract`).
+      pool: decides formulas; needed for questions of the kind "expression". It stays the caller's
+        to close.
+      max_failures: the largest share of timeouts and crashes among the last FAILURE_WINDOW answers,
+        counted from FAILURE_MINIMUM answers on; in [0, 1].
+
+    Raises:
+      ValueError: `max_failures` is no share, or there is an unknown rule.
+    """
+
+    name = "answers"
+
+    def __init__(
+        self,
+        rules: Sequence[Rule] = ("boxed", "hashes"),
+        pool: SymbolicPool | None = None,
+        max_failures: float = 0.01,
+    ) -> None:
+        if not 0 <= max_failures <= 1:
+            raise ValueError(f"max_failures={max_failures}: must be a share between 0 and 1.")
+        if not rules:
+            raise ValueError("rules=(): give at least one, such as 'boxed'.")
+        extract("", rules)  # refuses what is no rule
+        self._rules, self._pool, self._max_failures = tuple(rules), pool, max_failures
+        self._memo: dict[tuple[str, str, str], str] = {}  # verifier, gold, answer -> result
+        self._failed: collections.deque[bool] = collections.deque(maxlen=FAILURE_WINDOW)
+        self._clear()
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], questions: Sequence[Question]
+    ) -> list[Verdict]:
+        """Judge a batch.
+
+        Args:
+          prompts: B texts; one that ends with `<think>` opens the thinking of its completion.
+          completions: B texts.
+          questions: B objects with `answer` and `kind`.
+
+        Returns:
+          B Verdicts with answer, method and milliseconds.
+
+        Raises:
+          ValueError: a question of the kind "expression" without a pool, or a bad gold answer.
+          RuntimeError: too many timeouts and crashes, or a worker of the pool cannot start.
+        """
+        verdicts: list[Verdict | None] = []
+        undecided: dict[int, Pair] = {}
+        rows = zip(prompts, completions, questions, strict=True)
+        for i, (prompt, completion, question) in enumerate(rows):
+            if question.kind == "expression" and self._pool is None:
+                raise ValueError(
+                    "kind='expression': only algebra can judge it; give AnswerJudge a "
+                    "SymbolicPool, which needs `pip install 'reasoning[math]'`."
+                )
+            started = time.perf_counter()
+            thinking = prompt.endswith(("<think>", "<think>\n"))
+            answer, reason = extract(completion, self._rules, thinking)
+            if answer is None:
+                found = Verdict(False, reason)
+            else:
+                found = compare(question.answer, answer, question.kind)
+            if found is None:
+                undecided[i] = (question.answer, answer)
+                verdicts.append(None)
+            else:
+                taken = 1000 * (time.perf_counter() - started)
+                verdicts.append(Verdict(found.correct, found.reason, found.answer, "exact", taken))
+        for i, verdict in self._symbolic(undecided).items():
+            verdicts[i] = verdict
+        self._count(verdicts)
+        return verdicts
+
+    def memo(self) -> dict[str, Any]:
+        """The symbolic verdicts so far, for `json.dumps`."""
+        return {"verdicts": [[*key, result] for key, result in self._memo.items()]}
+
+    def load_memo(self, memo: dict[str, Any]) -> None:
+        """Go on with the verdicts of an earlier `memo()`; those of this judge are forgotten.
+
+        Verdicts of another version of the verifier are kept, and used by that version alone.
+
+        Raises:
+          ValueError: it is no such memo.
+        """
+        try:
+            loaded = {(v, gold, answer): result for v, gold, answer, result in memo["verdicts"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"memo: not what AnswerJudge.memo() gave ({error!r}); the checkpoint that holds it "
+                "is damaged or of another version."
+            ) from error
+        self._memo = loaded
+
+    def metrics(self) -> dict[str, float]:
+        """Shares of the answers judged since the last call, and their time; {} if there were none.
+
+        Returns:
+          Shares of all answers: `exact` and `symbolic` (the method), `memoised` (symbolic, from
+          memory), and of the reasons `no_answer`, `unparsed`, `timeout`, `crash`. And
+          `p99_milliseconds`, which 99% of the answers stay under.
+        """
+        if not self._milliseconds:
+            return {}
+        total = len(self._milliseconds)
+        names = ("exact", "symbolic", "memoised", "no_answer", "unparsed", *_FAILURES)
+        found = {name: self._counts[name] / total for name in names}
+        found["p99_milliseconds"] = float(np.percentile(self._milliseconds, 99))
+        self._clear()
+        return found
+
+    def _clear(self) -> None:
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._milliseconds: list[float] = []
+
+    def _symbolic(self, undecided: dict[int, Pair]) -> dict[int, Verdict]:
+        """The pool's verdicts on the undecided rows: each pair is asked for once, ever."""
+        if not undecided:
+            return {}
+        version = self._pool.version
+        asked = [p for p in dict.fromkeys(undecided.values()) if (version, *p) not in self._memo]
+        outcomes = dict(zip(asked, self._pool.verify(asked)))
+        results = {p: self._memo.get((version, *p)) for p in undecided.values()}
+        for pair, outcome in outcomes.items():
+            self._memo[version, *pair] = results[pair] = outcome.result
+        while len(self._memo) > MEMO_SIZE:
+            del self._memo[next(iter(self._memo))]
+        verdicts = {}
+        for i, pair in undecided.items():
+            reason = _REASONS.get(results[pair], results[pair])
+            taken = 0.0
+            if pair in outcomes:  # the first row that asked; the others have it from memory
+                taken = outcomes.pop(pair).milliseconds
+            else:
+                self._counts["memoised"] += 1
+            verdicts[i] = Verdict(reason == "correct", reason, pair[1], "symbolic", taken)
+        return verdicts
+
+    def _count(self, verdicts: Sequence[Verdict]) -> None:
+        """Count for the metrics, and refuse to go on where too much fails."""
+        for verdict in verdicts:
+            self._counts[verdict.method] += 1
+            self._counts[verdict.reason] += 1
+            self._milliseconds.append(verdict.milliseconds)
+            self._failed.append(verdict.reason in _FAILURES)
+        failed, judged = sum(self._failed), len(self._failed)
+        if judged >= FAILURE_MINIMUM and failed > self._max_failures * judged:
+            raise RuntimeError(
+                f"max_failures={self._max_failures}: {failed} of the last {judged} answers ended "
+                "in a timeout or crash of the verifier; read their completions, then give the "
+                "SymbolicPool more cpu_seconds or allow a larger share."
+            )
