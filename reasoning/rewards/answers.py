@@ -262,6 +262,7 @@ _ARITHMETIC = re.compile(
 _BASE = re.compile(r"[0-9)}] ?_ ?\{? ?(?:[0-9]|\\text)")
 _DIGITS_APART = re.compile("[0-9] [0-9]")
 _TEXT_COMMAND = re.compile(r"\\text ?\{([^{}]*)\}")
+_WORD = re.compile("[A-Za-z]{4,}")  # shorter ones are products of letters
 _CHOICE = re.compile(r"\(([a-z])\)")
 _BRACKETS = re.compile(r"[][(){}<> ]+")
 
@@ -344,7 +345,7 @@ def _judge_expression(gold: str, answer: str) -> str | None:
     wanted, given = _read_number(gold), _read_number(answer)
     if wanted and given:
         return _equal(_same_number(wanted, given))
-    if _TEXT_COMMAND.sub("", gold).strip(" ()") == "" or re.fullmatch("[A-Za-z]{2,}", gold):
+    if _TEXT_COMMAND.sub("", gold).strip(" ()") == "" or _WORD.fullmatch(gold):
         return _judge_text(gold, answer)
     return _refusal(gold, answer, wanted is not None)
 
@@ -402,7 +403,8 @@ def _without_name(text: str) -> str:
 
 def _read_number(text: str, bare_units: bool = False) -> Number | None:
     """The number that a plain text writes, or None if it is not one number and nothing else."""
-    match = _NUMBER.fullmatch(text)
+    wrapped = _TEXT_COMMAND.fullmatch(text)
+    match = _NUMBER.fullmatch(wrapped[1].strip() if wrapped else text)
     if not match or (match["sign"] and match["late"]) or (match["bare"] and not bare_units):
         return None
     unit = (match["words"] or match["bare"] or "").lower().split()
