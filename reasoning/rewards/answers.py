@@ -130,21 +130,23 @@ def _last_box(tail: str) -> Extraction:
         return Extraction(None, "no_answer")
     if not boxes or not boxes[-1][0] <= last < boxes[-1][2]:
         return Extraction(None, "unbalanced")
-    contents = [_unboxed(tail[content:end]) for _, content, end in boxes]
+    contents = [tail[content:end].strip() for _, content, end in boxes]
+    if _is_too_long(contents[-1]):
+        return Extraction(None, "too_long")
     for i in range(len(boxes) - 1, 0, -1):
         between = tail[boxes[i - 1][2] + 1 : boxes[i][0]]
         if not _JOINT.fullmatch(between):
             break
         if contents[i - 1] != contents[i]:
             return Extraction(None, "ambiguous")
-    if "\\boxed" in contents[-1]:  # a box in the midst of another
+    answer = _unboxed(contents[-1])
+    if "\\boxed" in answer:  # a box in the midst of another
         return Extraction(None, "ambiguous")
-    return _answer(contents[-1])
+    return _answer(answer)
 
 
 def _unboxed(text: str) -> str:
-    r"""The content of `\boxed{\boxed{7}}`, which is one answer, from that of the outer box."""
-    text = text.strip()
+    r"""The answer of `\boxed{\boxed{7}}`, which is one, from the content of the outer box."""
     while (match := _BRACES.match(text)) and match[1] and text.endswith("}"):
         inner = text[match.end() : -1].strip()
         if _depths(inner, "{", "}")[0] < 0:  # `\boxed{5}, \boxed{7}`

@@ -2,7 +2,7 @@ r"""Whether two formulas are equal: math-verify in worker processes that can be 
 
     with SymbolicPool(num_workers=2) as pool:
         pool.verify([("2x", "x+x"), (r"\frac{1}{2}", r"9^{9^{9^{9}}}")])
-        # [Outcome("right", 1.9), Outcome("timeout", 1004.2)]
+        # [Outcome("right", 1.9), Outcome("timeout", 504.2)]
 
 Algebra on what a policy wrote may take any time and memory, so each answer has limits. That of time
 is CPU time, not time on the wall: a busy machine does not change rewards. math-verify is given
@@ -29,6 +29,7 @@ Result = Literal["right", "wrong", "unparsed", "timeout", "crash"]
 
 PACKAGES = ("math-verify", "latex2sympy2-extended", "sympy")  # what a verdict depends on
 START_SECONDS = 120.0  # until a new worker has to be ready, however busy the machine
+STARTS = 3  # of workers that are killed before they are ready
 ANSWERS_PER_WORKER = 1000  # then it is replaced, for sympy keeps much of what it has computed
 
 
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       result: "right" and "wrong"; "unparsed": one of the two is no formula; "timeout": over a limit
-        of time; "crash": over the limit of memory, or the worker died twice on this pair.
+        of time; "crash": over the limit of memory, or two workers died on this pair.
       milliseconds: on the wall, without the start of a worker.
     """
 
@@ -66,7 +67,7 @@ class SymbolicPool:
     def __init__(
         self,
         num_workers: int,
-        cpu_seconds: float = 1.0,
+        cpu_seconds: float = 0.5,
         wall_seconds: float = 60.0,
         memory_mb: int = 450,
     ) -> None:
@@ -160,14 +161,14 @@ class _Worker:
 
     def _ask(self, pair: tuple[str, str]) -> Outcome | None:
         """The outcome of one pair; None if the process died and it is unknown why."""
-        if self._process is None and not self._start():
-            return None
+        if self._process is None or self._process.poll() is not None:  # killed while it was idle
+            self._start()
         task = {"pair": pair, "cpu_seconds": self._cpu_seconds}
         started = time.perf_counter()
         try:
             self._process.stdin.write(json.dumps(task).encode("ascii") + b"\n")
             reply = self._read(self._wall_seconds)
-        except BrokenPipeError:  # it died while it was idle
+        except BrokenPipeError:
             reply = b""
         taken = 1000 * (time.perf_counter() - started)
         if reply:
@@ -183,28 +184,33 @@ class _Worker:
         known: dict[int, Result] = {-signal.SIGPROF: "timeout", 1: "crash"}
         return Outcome(known[status], taken) if status in known else None
 
-    def _start(self) -> bool:
-        """Start a process; false if it was killed before it was ready."""
+    def _start(self) -> None:
+        """Start a process and wait until it is ready."""
+        for _ in range(STARTS):
+            self.stop()
+            self._judged = 0
+            self._process = self._popen()
+            ready = self._read(START_SECONDS)
+            if ready:
+                return
+            status = None if ready is None else self._process.wait()
+            if status is None or status >= 0:
+                break
+        self.stop()
+        raise RuntimeError(
+            f"a symbolic worker did not start in {START_SECONDS:g} s (exit status {status}); its "
+            "own message, if any, stands above; `pip install 'reasoning[math]'` mends most causes."
+        )
+
+    def _popen(self) -> subprocess.Popen[bytes]:
         program = Path(__file__).with_name("symbolic_worker.py")
-        self._judged = 0
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-P", str(program), str(self._memory_mb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,  # signals to the program's terminal are not for the worker
             env={**os.environ, "PYTHONHASHSEED": "0"},  # the same order of terms in every worker
-        )
-        ready = self._read(START_SECONDS)
-        if ready:
-            return True
-        status = None if ready is None else self._process.wait()
-        self.stop()
-        if status is not None and status < 0:
-            return False
-        raise RuntimeError(
-            f"a symbolic worker did not start in {START_SECONDS:g} s (exit status {status}); its "
-            "own message, if any, stands above; `pip install 'reasoning[math]'` mends most causes."
         )
 
     def _read(self, seconds: float) -> bytes | None:

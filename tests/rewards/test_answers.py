@@ -70,6 +70,7 @@ def test_an_answer_is_found(completion, answer):
         (r"\boxed{" + "x" * (MAX_ANSWER + 1) + "}", "too_long"),
         (r"\boxed{" + "{" * 33 + "}" * 33 + "}", "too_long"),
         (r"\boxed{" + "9" * 65 + "}", "too_long"),
+        (r"\boxed{" * 34 + "7" + "}" * 34, "too_long"),
     ],
 )
 def test_no_answer_is_found(completion, reason):
@@ -214,9 +215,9 @@ def test_the_same_text(gold, answer):
 @pytest.mark.parametrize(
     ("gold", "answer"),
     [
-        ("(A)", "(B)"), ("(A)", "(A) or (B)"), ("(A)", "(A) (B)"), ("(A)", ""), ("Yes", "Yes or No"),
-        ("Yes", "No"), ("valid", "invalid"), ("apple pear", "pear apple"), ("] ) }", "] )"),
-        ("] )", ") ]"), ("Yes", "Y e s"), ("7", "7.0"), ("(A)", "\ud800"),
+        ("(A)", "(B)"), ("(A)", "(A) or (B)"), ("(A)", "(A) (B)"), ("(A)", ""),
+        ("Yes", "Yes or No"), ("Yes", "No"), ("valid", "invalid"), ("apple pear", "pear apple"),
+        ("] ) }", "] )"), ("] )", ") ]"), ("Yes", "Y e s"), ("7", "7.0"), ("(A)", "\ud800"),
     ],
 )  # fmt: skip
 def test_another_text(gold, answer):
@@ -267,16 +268,14 @@ def test_any_text_is_judged(text, gold):
             assert verdict.correct
 
 
-pieces = st.lists(
-    st.sampled_from([r"\boxed{", "}", "{", "\\", "####", "\n", "<think>", "</think>", "7", " ", "$"]),
-    max_size=30,
-).map("".join)
+PIECES = [r"\boxed{", "}", "{", "\\", "####", "\n", "<think>", "</think>", "7", " ", "$"]
+pieces = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 
 
 @given(pieces)
 def test_any_structure_is_read(text):
     """What is taken from a box has balanced braces and holds no box; thinking is never read."""
-    answer, reason = extract(text, ("boxed",))
+    answer = extract(text, ("boxed",)).answer
     if answer is not None:
         opened = 0
         for i, letter in enumerate(answer):
@@ -303,8 +302,8 @@ def test_hostile_texts_take_no_time(text):
     for rules in (("boxed",), ("hashes",), ("final_number",)):
         extract(text, rules)
     for answer in (text[:MAX_ANSWER], "x=" + text[: MAX_ANSWER - 2]):
-        for gold, kind in (("7", "number"), ("x", "expression"), ("7", "expression"), ("a", "text")):
-            compare(gold, answer, kind)
+        for kind in ("number", "expression", "text"):
+            compare("7", answer, kind)
     assert time.perf_counter() - started < 1
 
 
