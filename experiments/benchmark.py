@@ -9,6 +9,9 @@ program: many steps of GRPO on group words as one program, for one seed and for 
 
 checkpoint: what saving costs the loop of supervised fine-tuning, and restoring.
 
+judge: answers per second on one core, by exact comparison (texts like those of GSM8K) and by
+    algebra, which needs `pip install 'reasoning[math]'`.
+
 `first_s` is the first call, with compilation; what is compared runs in turn, and `median_s` is the
 median of the later `laps`. `load1` says whether the machine was idle, as it should be.
 """
@@ -43,7 +46,9 @@ from reasoning.learning.rollouts import Metrics, PromptBatch, RolloutConfig
 from reasoning.learning.updates import init_state, sft_update
 from reasoning.models.config import ModelConfig, count_parameters
 from reasoning.models.transformer import init_params
+from reasoning.rewards.answers import compare, extract
 from reasoning.rewards.device import device_reward
+from reasoning.rewards.symbolic import SymbolicPool
 from reasoning.rewards.verdicts import Completions, Verdicts, reason_id
 from reasoning.runtime.checkpoints import Checkpoints
 
@@ -302,10 +307,61 @@ def measure_checkpoint(size: str, repeats: int) -> Iterator[Row]:
     )
 
 
+def judged_texts(count: int) -> list[tuple[str, str]]:
+    """Gold answers and completions like those of GSM8K, of 450 letters; a third are wrong."""
+    rng = np.random.default_rng(0)
+    steps = "Natalia sold 48/2 = <<48/2=24>>24 clips in May, so 48+24 = <<48+24=72>>72 in all.\n"
+    spellings = ("{}", "{:,}", "${}", "{:.2f}", "{} dollars", r"{}\text{{ clips}}")
+    endings = ("#### {}", r"So the answer is $\boxed{{{}}}$.")
+    rows = []
+    for number in rng.integers(1, 100_000, count).tolist():
+        answer = number + int(rng.integers(3) == 0)
+        spelled = spellings[rng.integers(len(spellings))].format(answer)
+        rows.append((str(number), 5 * steps + endings[rng.integers(2)].format(spelled)))
+    return rows
+
+
+def measure_judge(size: str, repeats: int) -> Iterator[Row]:
+    """Extraction and exact comparison in this process; algebra in one worker."""
+    texts = judged_texts(20_000 if size == "peer" else 100)
+
+    def exact() -> None:
+        for gold, text in texts:
+            compare(gold, extract(text).answer, "number")
+
+    yield judge_row("exact", size, len(texts), exact, repeats)
+    pairs = [(f"{i}x+{i + 1}", f"{i + 1}+{i}x") for i in range(2, 402 if size == "peer" else 12)]
+    with SymbolicPool(num_workers=1) as pool:
+        yield judge_row("symbolic", size, len(pairs), lambda: pool.verify(pairs), repeats)
+
+
+def judge_row(
+    method: str, size: str, count: int, judge: Callable[[], Any], repeats: int
+) -> Row:
+    """Laps of a function that judges `count` answers."""
+    laps = []
+    for _ in range(1 + repeats):
+        started = time.perf_counter()
+        judge()
+        laps.append(time.perf_counter() - started)
+    median = statistics.median(laps[1:])
+    return {
+        "what": "judge",
+        "method": method,
+        "size": size,
+        "answers_per_s": round(count / median),
+        "median_s": round(median, 4),
+        "laps": [round(lap, 4) for lap in laps[1:]],
+        "first_s": round(laps[0], 4),
+        "load1": round(os.getloadavg()[0], 2),
+    }
+
+
 MEASUREMENTS: dict[str, Callable[[str, int], Iterator[Row]]] = {
     "rl": measure_rl,
     "program": measure_program,
     "checkpoint": measure_checkpoint,
+    "judge": measure_judge,
 }
 
 _ONLY = flags.DEFINE_list("only", list(MEASUREMENTS), f"Some of {', '.join(MEASUREMENTS)}.")

@@ -307,6 +307,8 @@ def _equal(same: bool) -> str:
 
 @functools.lru_cache(maxsize=65_536)
 def _gold_number(gold: str) -> Number:
+    if gold.isdecimal() and gold.isascii():
+        return Number(Fraction(int(gold)), "")
     number = _read_number(_plain(gold), bare_units=True)
     if number is None:
         raise ValueError(

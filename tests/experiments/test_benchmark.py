@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import benchmark
+from reasoning.rewards.answers import compare, extract
 
 FIELDS = {"what", "size", "tokens_per_s", "median_s", "laps", "first_s", "jax", "load1"}
 
@@ -58,6 +59,16 @@ def test_a_checkpoint_is_timed_beside_the_steps():
     assert row["written_s"] >= row["blocked_s"] and row["restored_s"] > 0
 
 
+def test_the_judge_is_timed_with_and_without_algebra():
+    pytest.importorskip("math_verify")
+    exact, symbolic = rows("judge")
+    assert (exact["method"], symbolic["method"]) == ("exact", "symbolic")
+    assert exact["answers_per_s"] > symbolic["answers_per_s"] > 0
+    texts = benchmark.judged_texts(300)
+    wrong = sum(not compare(g, extract(t).answer, "number").correct for g, t in texts)
+    assert 70 < wrong < 130, "a third, whatever their spelling"
+
+
 def test_a_host_callback_is_found():
     def step(state):
         shape = jax.ShapeDtypeStruct(state.shape, state.dtype)
@@ -82,9 +93,9 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_program_of_many_steps_is_the_steps_to_the_last_bit():
-    done = run("--size=tiny", "--repeats=1")
+    done = run("--only=rl,program", "--size=tiny", "--repeats=1")
     assert done.returncode == 0, done.stderr
-    step, one, _ = [json.loads(line) for line in done.stdout.splitlines()]
+    step, one, *_ = [json.loads(line) for line in done.stdout.splitlines()]
     assert step["what"] == "rl"
     assert one["bitwise_equal"] is True
 
@@ -92,7 +103,7 @@ def test_a_program_of_many_steps_is_the_steps_to_the_last_bit():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--only=rl,chess"], "only='chess': must be some of rl, program, checkpoint."),
+        (["--only=rl,chess"], "only='chess': must be some of rl, program, checkpoint, judge."),
         (["rl"], "'rl': no such argument"),
     ],
 )
