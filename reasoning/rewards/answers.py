@@ -57,7 +57,9 @@ _BRACES = re.compile(r"(\\boxed\s*\{)|(\\\\(?!boxed)|\\[{}])|([{}])")
 _JOINT = re.compile(r"(?:[\s$.,;&~\\(){}]|text|quad|or|and)*")
 _DEPTH = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 _TOO_MANY_DIGITS = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
-_BEFORE_WORDS = ",;:!?*_`'\"()[]"  # a full stop may open .5
+_HAS_DIGIT = re.compile("[0-9]")
+_BEFORE_WORDS = ",;!?*_`'\"()[]"  # a full stop may open .5
+_JOINTS = frozenset(["or", "and", "&", ",", "/", "|"])
 
 
 def extract(
@@ -72,7 +74,7 @@ def extract(
         earlier box. Different boxes side by side (`\boxed{7} or \boxed{8}`) are `ambiguous`; an
         earlier box elsewhere is a thought that was given up.
       hashes: what follows the first `####` on the last line that has one.
-      final_number: the last word that has a digit.
+      final_number: the last word that has a digit; `5 or 7` and `5, 7` are `ambiguous`.
 
     Args:
       completion: any text.
@@ -164,10 +166,16 @@ def _last_hashes(tail: str) -> Extraction:
 
 
 def _final_number(tail: str) -> Extraction:
-    for word in reversed(tail.split()):
-        if any("0" <= letter <= "9" for letter in word):
-            return _answer(word.rstrip(_BEFORE_WORDS + ".").lstrip(_BEFORE_WORDS))
-    return Extraction(None, "no_answer")
+    words = tail.split()
+    last = next((i for i in reversed(range(len(words))) if _HAS_DIGIT.search(words[i])), None)
+    if last is None:
+        return Extraction(None, "no_answer")
+    answer = words[last].rstrip(_BEFORE_WORDS + ".").lstrip(_BEFORE_WORDS)
+    joined = last > 0 and words[last - 1].lower() in _JOINTS
+    before = words[last - 1 - joined].strip(_BEFORE_WORDS) if last > joined else ""
+    if _read_number(before) and before != answer:  # `5 or 7`, `5, 7`
+        return Extraction(None, "ambiguous")
+    return _answer(answer)
 
 
 _FINDERS = {"boxed": _last_box, "hashes": _last_hashes, "final_number": _final_number}

@@ -12,13 +12,13 @@ The pool belongs to one process, so HostReward takes such a judge with `num_work
 import collections
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
 from reasoning.data.tasks.base import Verdict
 from reasoning.rewards.answers import AnswerKind, Rule, compare, extract
-from reasoning.rewards.symbolic import SymbolicPool
+from reasoning.rewards.symbolic import Result, SymbolicPool
 
 Pair = tuple[str, str]  # gold, answer
 MEMO_SIZE = 100_000  # symbolic verdicts that are remembered; the oldest are forgotten
@@ -85,20 +85,25 @@ class AnswerJudge:
           B Verdicts with answer, method and milliseconds.
 
         Raises:
-          ValueError: a question of the kind "expression" without a pool, or a bad gold answer.
+          ValueError: arguments of different lengths, a question of the kind "expression" without a
+            pool, or a gold answer that `compare` refuses.
           RuntimeError: too many timeouts and crashes, or a worker of the pool cannot start.
         """
+        if not len(prompts) == len(completions) == len(questions):
+            raise ValueError(
+                f"completions: {len(completions)} for {len(prompts)} prompts and {len(questions)} "
+                "questions; give one of each per completion."
+            )
         verdicts: list[Verdict | None] = []
         undecided: dict[int, Pair] = {}
-        rows = zip(prompts, completions, questions, strict=True)
-        for i, (prompt, completion, question) in enumerate(rows):
+        for i, (prompt, completion, question) in enumerate(zip(prompts, completions, questions)):
             if question.kind == "expression" and self._pool is None:
                 raise ValueError(
                     "kind='expression': only algebra can judge it; give AnswerJudge a "
                     "SymbolicPool, which needs `pip install 'reasoning[math]'`."
                 )
             started = time.perf_counter()
-            thinking = prompt.endswith(("<think>", "<think>\n"))
+            thinking = prompt.rstrip().endswith("<think>")
             answer, reason = extract(completion, self._rules, thinking)
             if answer is None:
                 found = Verdict(False, reason)
@@ -129,6 +134,8 @@ class AnswerJudge:
         """
         try:
             loaded = {(v, gold, answer): result for v, gold, answer, result in memo["verdicts"]}
+            if not set(loaded.values()) <= set(get_args(Result)):
+                raise ValueError("an unknown result")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"memo: not what AnswerJudge.memo() gave ({error!r}); the checkpoint that holds it "
