@@ -66,7 +66,8 @@ def test_a_reward_that_is_not_finite_is_named(value):
 
 @pytest.mark.parametrize("reason", [-1, len(REASONS)])
 def test_an_unknown_reason_is_named(reason):
-    with pytest.raises(ValueError, match=rf"^f: completion 1 .* reason {reason}; .* 0..{len(REASONS) - 1}"):
+    last = len(REASONS) - 1
+    with pytest.raises(ValueError, match=rf"^f: completion 1 .* reason {reason}; .* 0..{last}"):
         check_verdicts(verdicts(reason=(0, reason)), None, "f")
 
 
