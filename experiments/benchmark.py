@@ -189,7 +189,7 @@ def seeds_program(
     seeds = range(num_seeds)
     policies = [init_params(setup.model, launch.run_key(seed, "init")) for seed in seeds]
     state, plan, keys = start_seeds(setup, policies, problems, settings, config, seeds)
-    reward = device_reward(setup.task, setup.tokenizer)
+    reward = device_reward(setup.task, setup.text_format.tokenizer)
     return Program(
         one_program(config, rl_optimizer(settings), reward, vmapped, devices_for(num_seeds)),
         state,
@@ -202,7 +202,7 @@ def step_by_step(
     setup: Setup, settings: ml_collections.ConfigDict, program: Program
 ) -> tuple[PolicyState, Metrics]:
     """What a program of one seed computes, by one call for each step."""
-    reward = device_reward(setup.task, setup.tokenizer)
+    reward = device_reward(setup.task, setup.text_format.tokenizer)
     step = jax.jit(make_rl_step(rl_config(setup, settings), rl_optimizer(settings), reward))
     state, prompts, keys = jax.tree.map(lambda x: x[0], (program.state, *program.inputs))
     made = []

@@ -39,7 +39,7 @@ from experiments.sft import (
     set_up,
     training_data,
 )
-from reasoning.data.pipelines import prompt_ids
+from reasoning.data.corpora import Corpus
 from reasoning.data.tasks.base import distinct_problems
 from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import pass_at_k
@@ -50,6 +50,8 @@ from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
 from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import problem_arrays
+from reasoning.rewards.host import HostFunction
+from reasoning.rewards.judges import AnswerJudge
 from reasoning.rewards.shaping import task_ids
 from reasoning.runtime.checkpoints import save_tree
 from reasoning.runtime.meshes import param_shardings
@@ -104,15 +106,23 @@ def rl_config(
             min_p=settings.min_p,
             **settings.shaping,
         ),
-        eos_id=setup.tokenizer.eos_id,
-        pad_id=setup.tokenizer.pad_id,
-        forbidden_ids=tuple(np.flatnonzero(~task_ids(setup.task, setup.tokenizer)).tolist()),
+        eos_id=setup.text_format.eos_id,
+        pad_id=setup.text_format.pad_id,
+        forbidden_ids=forbidden_ids(setup),
         num_prompts=settings.prompts,
         max_rounds=settings.rounds,
         num_epochs=settings.epochs,
         num_minibatches=settings.minibatches,
         num_microbatches=settings.microbatches,
     )
+
+
+def forbidden_ids(setup: Setup) -> tuple[int, ...]:
+    """The ids that no completion of the problems is made of."""
+    tokenizer = setup.text_format.tokenizer
+    if isinstance(setup.task, Corpus):  # a model may have rows that its tokenizer does not use
+        return tuple(range(tokenizer.vocab_size, setup.model.vocab_size))
+    return tuple(np.flatnonzero(~task_ids(setup.task, tokenizer)).tolist())
 
 
 def rl_problems(setup: Setup, settings: ml_collections.ConfigDict, seed: int) -> Problems:
@@ -122,14 +132,14 @@ def rl_problems(setup: Setup, settings: ml_collections.ConfigDict, seed: int) ->
       ValueError: the split holds fewer, or a prompt is longer than those that are held out.
     """
     problems = distinct_problems(setup.task, "train", seed, settings.problems)
-    texts = [prompt_ids(setup.tokenizer, setup.task.prompt(problem)) for problem in problems]
+    texts = [setup.text_format.prompt_ids(setup.task.prompt(problem)) for problem in problems]
     if max(map(len, texts)) > setup.prompt_length:
         raise ValueError(
             f"rl.problems: a prompt has {max(map(len, texts))} tokens, more than the "
             f"{setup.prompt_length} of those held out; raise evaluation.problems."
         )
     # Padded to the length of the held-out prompts.
-    ids, mask = pad_prompts([*texts, [0] * setup.prompt_length], setup.tokenizer.pad_id)
+    ids, mask = pad_prompts([*texts, [0] * setup.prompt_length], setup.text_format.pad_id)
     on_device = chosen_reward(setup, settings) is not None
     metadata = problem_arrays(setup.task, problems) if on_device else np.arange(len(problems))
     index = np.arange(len(problems), dtype=np.int32)
@@ -257,9 +267,11 @@ def improve_policies(
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
     config = rl_config(setup, settings, early_exit=not seeds_side_by_side(len(seeds)))
     state, plan, keys = start_seeds(setup, policies, data, settings, config, seeds)
-    state, done, spent = run.resume(
-        state, {"steps": settings.steps, "tokens": 0.0, "seconds": 0.0}
-    )
+    spent = {"steps": settings.steps, "tokens": 0.0, "seconds": 0.0}
+    state, done, carried = run.resume(state, {"spent": spent, "verdicts": verdicts_of(setup.judge)})
+    spent = carried["spent"]
+    if isinstance(setup.judge, AnswerJudge):  # the same answer gets the same reward again
+        setup.judge.load_memo(carried["verdicts"])
 
     def check_in(step: int) -> None:
         for i, seed in enumerate(seeds):
@@ -287,10 +299,15 @@ def improve_policies(
             if skipped >= settings.max_skipped:
                 stop_lost(run, state, name, stop, skipped)
             if stop == settings.steps or run.due():
-                run.save(stop, state, spent)
+                run.save(stop, state, {"spent": spent, "verdicts": verdicts_of(setup.judge)})
     check_in(settings.steps)
     progress.close()
     return [one_seed(setup, state.params, i) for i in range(len(seeds))], spent
+
+
+def verdicts_of(judge: HostFunction) -> dict[str, Any]:
+    """What a judge remembers; a task's verifier needs no memory."""
+    return judge.memo() if isinstance(judge, AnswerJudge) else {}
 
 
 def one_seed(setup: Setup, params: Any, i: int) -> Any:
@@ -381,6 +398,11 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
         raise ValueError(
             f"{section}.problems={settings.problems}: a step draws "
             f"{settings.prompts * settings.rounds} different ones; raise it."
+        )
+    if settings.workers and isinstance(setup.task, Corpus):
+        raise ValueError(
+            f"{section}.workers={settings.workers}: a corpus is judged by judge.workers; leave "
+            f"{section}.workers at 0."
         )
     if settings.workers < 0 or settings.min_pass > settings.max_pass:
         raise ValueError(

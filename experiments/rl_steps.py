@@ -22,7 +22,7 @@ from reasoning.learning.rl_state import PolicyState, RLConfig
 from reasoning.learning.rl_updates import all_seeds, make_rl_step, scan_steps, update
 from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import device_reward
-from reasoning.rewards.host import HostReward, task_reward
+from reasoning.rewards.host import HostReward
 from reasoning.rewards.verdicts import Completions, RewardFn, check_verdicts, reward_name
 from reasoning.sampling.sampler import Samples
 
@@ -32,7 +32,9 @@ Advance = Callable[[PolicyState, ro.PromptBatch, jax.Array], tuple[PolicyState, 
 
 def chosen_reward(setup: Setup, settings: ml_collections.ConfigDict) -> RewardFn | None:
     """The task's reward on the device; None where it is judged on the host."""
-    return device_reward(setup.task, setup.tokenizer) if settings.reward == "device" else None
+    if settings.reward != "device":
+        return None
+    return device_reward(setup.task, setup.text_format.tokenizer)
 
 
 def compiled_reward(setup: Setup, settings: ml_collections.ConfigDict) -> bool:
@@ -112,6 +114,8 @@ def in_turn(
         times.append(time.monotonic())
         metrics |= measure(rollouts, config.model.num_strategies)
         metrics |= draws(rollouts, config.algorithm.penalty)
+        if isinstance(reward, HostReward):
+            metrics |= {f"judge/{name}": value for name, value in reward.metrics().items()}
         for part, seconds in zip(("sampling", "reward", "update"), np.diff(times), strict=True):
             metrics[f"tokens_per_second/{part}"] = metrics["num_tokens"] / max(seconds, 1e-9)
         return state, metrics
@@ -147,6 +151,6 @@ def compiled_steps(
     elif on_device is not None:
         yield in_turn(config, optimizer, on_device, None)
     else:
-        judge = task_reward(setup.task)
-        with HostReward(judge, setup.tokenizer, num_workers=settings.workers) as reward:
+        workers = settings.workers
+        with HostReward(setup.judge, setup.text_format, num_workers=workers) as reward:
             yield in_turn(config, optimizer, reward, problems)

@@ -18,19 +18,20 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import launch
+from experiments import launch, sources
 from reasoning.data import pipelines
-from reasoning.data.tasks import make_task
-from reasoning.data.tasks.base import Task, distinct_problems
-from reasoning.data.tokenizers import Tokenizer, train_tokenizer
+from reasoning.data.corpora import Corpus
+from reasoning.data.formats import TextFormat
+from reasoning.data.tasks.base import Problems, distinct_problems
 from reasoning.evaluation.policies import Policy, Summary, sample_and_judge, summarise
 from reasoning.learning import assignment
 from reasoning.learning.losses import check_reduction
 from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
 from reasoning.learning.updates import init_state, sft_update
-from reasoning.models.config import ModelConfig, make_config
+from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import spread_strategies
-from reasoning.runtime.meshes import MeshShape, check_mesh, init_sharded, make_mesh, shard_rows
+from reasoning.rewards.host import HostFunction
+from reasoning.runtime.meshes import MeshShape, check_mesh, make_mesh, shard_rows
 from reasoning.runtime.progress import Progress
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
@@ -50,9 +51,10 @@ COUNTS = (
 class Setup:
     """What a configuration describes, built and checked before anything is trained."""
 
-    task: Task
-    tokenizer: Tokenizer
+    task: Problems
+    text_format: TextFormat
     model: ModelConfig
+    judge: HostFunction
     prompt_length: int
     test: list[Any]
     validation: list[Any]
@@ -61,7 +63,7 @@ class Setup:
     def policy(self, params: Any) -> Policy:
         """The policy with these parameters; a completion may fill the rest of the context."""
         room = self.model.max_length - self.prompt_length
-        return Policy(params, self.model, self.tokenizer, self.task, room)
+        return Policy(params, self.model, self.text_format, self.task, self.judge, room)
 
     def trained_tags(self, arm: assignment.Arm) -> Sequence[int]:
         """The tags that an arm trains."""
@@ -84,7 +86,7 @@ def mesh_shape(config: ml_collections.ConfigDict) -> MeshShape:
 def set_up(
     config: ml_collections.ConfigDict, arms: tuple[str, ...], on_mesh: bool = True
 ) -> Setup:
-    """Build the task, the tokenizer, the model's shape, the held-out problems and the mesh.
+    """Build the problems, their format, the model's shape, the judge and the mesh.
 
     Args:
       on_mesh: False for a plan, where the mesh's devices are not there.
@@ -92,12 +94,9 @@ def set_up(
     Raises:
       ValueError: what cannot work, in one sentence that names the field and the mend.
     """
-    task = make_task(config.task.name, **config.task.arguments)
-    tokenizer = train_tokenizer(
-        (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
-    )
-    fields = {name: value for name, value in config.model.items() if value is not None}
-    model = make_config(fields.pop("preset"), vocab_size=tokenizer.vocab_size, **fields)
+    task = sources.make_problems(config)
+    text_format = sources.make_format(config, task)
+    model = sources.make_model(config, text_format)
     check_mesh(mesh_shape(config), model)
     check_numbers(config, task)
     check_arms(config, (*arms, config.arm), task, model)
@@ -108,14 +107,17 @@ def set_up(
             ("validation", config.evaluation.validation_problems),
         )
     }
-    prompts = [task.prompt(problem) for problems in held_out.values() for problem in problems]
-    prompt_length = max(len(pipelines.prompt_ids(tokenizer, prompt)) for prompt in prompts)
+    read = [problem for problems in held_out.values() for problem in problems]
+    if isinstance(task, Corpus):  # its prompts vary more: all that may be asked
+        read += task.train
+    prompt_length = max(len(text_format.prompt_ids(task.prompt(problem))) for problem in read)
     check_lengths(model, prompt_length, 2)
     mesh = make_mesh(mesh_shape(config)) if on_mesh else None
-    return Setup(task, tokenizer, model, prompt_length, **held_out, mesh=mesh)
+    judge = sources.make_judge(config, task)
+    return Setup(task, text_format, model, judge, prompt_length, **held_out, mesh=mesh)
 
 
-def check_numbers(config: ml_collections.ConfigDict, task: Task) -> None:
+def check_numbers(config: ml_collections.ConfigDict, task: Problems) -> None:
     """Refuse settings outside their range (ValueError)."""
     for name in COUNTS:
         section, _, field = name.rpartition(".")
@@ -144,7 +146,7 @@ def check_numbers(config: ml_collections.ConfigDict, task: Task) -> None:
 
 
 def check_arms(
-    config: ml_collections.ConfigDict, arms: tuple[str, ...], task: Task, model: ModelConfig
+    config: ml_collections.ConfigDict, arms: tuple[str, ...], task: Problems, model: ModelConfig
 ) -> None:
     """Refuse arms that cannot be trained or evaluated with these numbers (ValueError)."""
     num_samples = config.evaluation.samples_per_tag * model.num_strategies
@@ -165,11 +167,15 @@ def training_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
     Raises:
       ValueError: a row is longer than the model reads.
     """
-    print(f"writing {config.pretrain.problems + config.finetune.problems} training problems")
     make = {"pretrain": pipelines.practice_examples, "finetune": pipelines.strategy_examples}
+    counts = {phase: config[phase].problems if config[phase].steps else 0 for phase in make}
+    if isinstance(setup.task, Corpus):  # no question twice
+        counts = {phase: min(count, len(setup.task.train)) for phase, count in counts.items()}
+    print(f"writing {sum(counts.values())} training problems")
     data = Data(
         **{
-            phase: examples(setup.task, setup.tokenizer, config.seed, config[phase].problems)
+            phase: examples(setup.task, setup.text_format, config.seed, counts[phase])
+            if counts[phase] else []
             for phase, examples in make.items()
         }
     )
@@ -222,7 +228,7 @@ def train(
         rows=settings.rows,
         buckets=pipelines.bucket_lengths(examples, settings.buckets),
         num_batches=settings.steps,
-        pad_id=setup.tokenizer.pad_id,
+        pad_id=setup.text_format.pad_id,
         seed=seed,
         first=start,
         host=jax.process_index(),
@@ -279,7 +285,8 @@ def pretrain(
     run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
 ) -> tuple[Any, dict[str, float]]:
     """The base policy: correct traces that follow no strategy, all under tag 0."""
-    params = init_sharded(setup.model, launch.run_key(seed, "init"), setup.mesh)
+    key = launch.run_key(seed, "init")
+    params = sources.first_params(config, setup.model, key, setup.mesh)
     if config.pretrain.steps == 0:
         return params, {"steps": 0, "tokens": 0.0, "seconds": 0.0}
     work = partial(train, run, setup, params, data.pretrain, "pretrain", "mixed", config, seed)

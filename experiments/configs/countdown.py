@@ -44,10 +44,35 @@ def task_settings() -> ml_collections.ConfigDict:
     return task
 
 
+def corpus_settings() -> ml_collections.ConfigDict:
+    """A corpus in place of a task (`reasoning.data.corpora.load_corpus`); None: the task."""
+    corpus = ml_collections.ConfigDict()
+    for name in ("name", "directory", "path", "template", "task", "question", "answer", "traces",
+                 "kind", "split", "dataset"):
+        corpus[name] = placeholder(str)
+    for name in ("size", "seed"):
+        corpus[name] = placeholder(int)
+    corpus.vocab_size = 2048  # of the tokenizer that is trained on it
+    return corpus
+
+
+def judge_settings() -> ml_collections.ConfigDict:
+    """How answers to a corpus's questions are judged (`reasoning.rewards.judges`)."""
+    judge = ml_collections.ConfigDict()
+    judge.rules = ("boxed", "hashes")  # and final_number
+    judge.workers = 1  # processes that compare formulas
+    judge.cpu_seconds = 0.5  # for one answer
+    judge.max_failures = 0.01  # a larger share of timeouts and crashes ends the run
+    return judge
+
+
 def model_settings() -> ml_collections.ConfigDict:
     """A preset of `reasoning.models.config`; a field left at None is the preset's."""
     model = ml_collections.ConfigDict()
     model.preset = "0.2m"
+    model.directory = placeholder(str)  # of a Hugging Face model, in place of a preset
+    model.tags = "added"  # or textual: written in the ids of a model directory's own text
+    model.chat = False  # prompts in the model directory's chat template
     model.num_strategies = 4
     model.max_length = 112
     for name in ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
@@ -146,6 +171,8 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.seeds = 5 if preset == "full" else 1
     config.arm = "matched"  # for experiments.sft; the quickstart runs all four
     config.task = task_settings()
+    config.corpus = corpus_settings()
+    config.judge = judge_settings()
     config.model = model_settings()
     config.mesh = mesh_settings()
     config.pretrain = training_settings()

@@ -16,6 +16,7 @@ that put a space in front of every text (Llama 2, Mistral) have `a + " " + b`.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -214,6 +215,14 @@ class ImportedTokenizer:
         ids = list(ids)
         check_ids(ids, self.vocab_size)
         return self._backend.decode([i for i in ids if i not in self.special_ids])
+
+    def decode_any(self, ids: Iterable[int]) -> str:
+        """The text of what a policy wrote: an id that is no text's (a tag) becomes U+FFFD."""
+        runs = itertools.groupby(ids, key=lambda i: 0 <= i < self.vocab_size)
+        return "".join(
+            self.decode(run) if known else "\N{REPLACEMENT CHARACTER}" * len(list(run))
+            for known, run in runs
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ImportedTokenizer) and self.fingerprint == other.fingerprint

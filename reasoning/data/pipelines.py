@@ -19,8 +19,8 @@ import grain
 import jax
 import numpy as np
 
+from reasoning.data.formats import TextFormat
 from reasoning.data.tasks.base import Problems
-from reasoning.data.tokenizers import TextTokenizer
 
 MAX_MISSES = 1000  # so many problems in a row without a trace end the search for more
 
@@ -62,15 +62,9 @@ class Example:
         return len(self.prompt) + 1 + max(map(len, self.traces))
 
 
-def prompt_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
-    """`<bos> prompt`, up to the fork; without <bos> where the tokenizer has none."""
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return bos + tokenizer.encode(text)
-
-
-def _example(tokenizer: TextTokenizer, prompt: str, completions: Sequence[str]) -> Example:
-    traces = tuple((*tokenizer.encode(text), tokenizer.eos_id) for text in completions)
-    return Example(tuple(prompt_ids(tokenizer, prompt)), traces)
+def _example(text_format: TextFormat, prompt: str, completions: Sequence[str]) -> Example:
+    traces = tuple(text_format.completion_ids(text) for text in completions)
+    return Example(tuple(text_format.prompt_ids(prompt)), traces)
 
 
 def _solved_problems(
@@ -97,7 +91,7 @@ def _solved_problems(
 
 
 def strategy_examples(
-    task: Problems, tokenizer: TextTokenizer, seed: int, count: int
+    task: Problems, text_format: TextFormat, seed: int, count: int
 ) -> list[Example]:
     """Training problems with their traces: those of a task's strategies, or those of a corpus.
 
@@ -115,12 +109,12 @@ def strategy_examples(
     solved = _solved_problems(task, seed, count, task.completions)
     for index, (problem, completions) in enumerate(solved):
         random.Random(f"order/{seed}/{index}").shuffle(completions)
-        examples.append(_example(tokenizer, task.prompt(problem), completions))
+        examples.append(_example(text_format, task.prompt(problem), completions))
     return examples
 
 
 def practice_examples(
-    task: Problems, tokenizer: TextTokenizer, seed: int, count: int
+    task: Problems, text_format: TextFormat, seed: int, count: int
 ) -> list[Example]:
     """Training problems with one trace each: a task's follows no strategy, a corpus has its first.
 
@@ -134,7 +128,7 @@ def practice_examples(
         return [] if completion is None else [completion]
 
     return [
-        _example(tokenizer, task.prompt(problem), completions)
+        _example(text_format, task.prompt(problem), completions)
         for problem, completions in _solved_problems(task, seed, count, write)
     ]
 

@@ -63,6 +63,9 @@ class TextTokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of any ids in [0, vocab_size), special ones left out."""
 
+    def decode_any(self, ids: Iterable[int]) -> str:
+        """The text of what a policy wrote: an id that is no text's (a tag) becomes U+FFFD."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Tokenizer:
@@ -153,6 +156,11 @@ class Tokenizer:
         check_ids(ids, self.vocab_size)
         text = b"".join(self.piece_bytes[i] for i in ids).decode("utf-8", errors="replace")
         return text.removeprefix(" ")
+
+    def decode_any(self, ids: Iterable[int]) -> str:
+        """The text of what a policy wrote: an id that is no text's (a tag) becomes U+FFFD."""
+        size = self.vocab_size
+        return self.decode(i if 0 <= i < size else self.unk_id for i in ids)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the SentencePiece model to a file."""

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from reasoning.data.pipelines import prompt_ids
-from reasoning.data.tasks.base import Task, parse_completion
-from reasoning.data.tokenizers import Tokenizer
+from reasoning.data.formats import TextFormat
+from reasoning.data.tasks.base import Problems, parse_completion
 from reasoning.evaluation import diversity
 from reasoning.evaluation.estimators import (
     bootstrap,
@@ -27,18 +26,29 @@ from reasoning.evaluation.estimators import (
     pass_curve,
 )
 from reasoning.models.config import ModelConfig
+from reasoning.models.strategies import id_to_tag
+from reasoning.rewards.host import HostFunction
 from reasoning.sampling.filters import Filters
-from reasoning.sampling.sampler import OWN_TAG, pad_prompts, sample, sequence_keys
+from reasoning.sampling.sampler import pad_prompts, sample, sequence_keys
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Everything that turns a problem into a completion."""
+    """Everything that turns a problem into a completion, and judges it.
+
+    Attributes:
+      params, config: of the model.
+      text_format: how problems are written as ids.
+      problems: a task or a corpus.
+      judge: `(prompts, completions, problems) -> verdicts` (`reasoning.rewards.host`).
+      max_new_tokens: tag and <eos> included.
+    """
 
     params: Any
     config: ModelConfig
-    tokenizer: Tokenizer
-    task: Task
+    text_format: TextFormat
+    problems: Problems
+    judge: HostFunction
     max_new_tokens: int
 
 
@@ -50,12 +60,14 @@ class Judged:
       tags: int, the tag the completion opened with; -1 for none.
       correct: bool, the verifier's judgement.
       reasons: str, the verdict's reason; `over_long` where the completion did not end.
-      strategies: int, index into `task.strategies` of the strategy followed, or the number of
-        strategies where none was recognised.
-      validity: float, share of valid steps in the trace.
+      strategies: int, index into `problems.strategies` of the strategy followed, or their number
+        where none was recognised, as always in a corpus, which names none.
+      validity: float, share of valid steps in the trace; NaN in a corpus.
       lengths: int, tokens, tag and <eos> included.
       completions: str, the text after the tag; all of it where there is no tag.
       answers: str, None where the completion gave none or was cut off.
+      methods: str, how the verdict was found.
+      milliseconds: float, what it took.
     """
 
     tags: np.ndarray
@@ -66,8 +78,10 @@ class Judged:
     lengths: np.ndarray
     completions: np.ndarray
     answers: np.ndarray
+    methods: np.ndarray
+    milliseconds: np.ndarray
 
-    def rows(self, task: Task, problems: Sequence[Any]) -> list[dict[str, Any]]:
+    def rows(self, task: Problems, problems: Sequence[Any]) -> list[dict[str, Any]]:
         """One record per completion, for completions.jsonl."""
         names = [*task.strategies, None]
         return [
@@ -78,8 +92,11 @@ class Judged:
                 "reward": float(self.correct[p, r]),
                 "correct": bool(self.correct[p, r]),
                 "reason": self.reasons[p, r],
+                "answer": self.answers[p, r],
+                "method": self.methods[p, r],
+                "milliseconds": round(float(self.milliseconds[p, r]), 3),
                 "strategy": names[self.strategies[p, r]],
-                "validity": float(self.validity[p, r]),
+                "validity": None if np.isnan(self.validity[p, r]) else float(self.validity[p, r]),
             }
             for p, r in np.ndindex(self.tags.shape)
         ]
@@ -102,10 +119,11 @@ def sample_and_judge(
       batch_problems: problems per call of the sampler; it changes no figure.
     """
     filters.check()
-    tokenizer, config = policy.tokenizer, policy.config
-    prompts = [prompt_ids(tokenizer, policy.task.prompt(problem)) for problem in problems]
-    ids, mask = pad_prompts(prompts, tokenizer.pad_id)
+    text_format = policy.text_format
+    prompts = [text_format.prompt_ids(policy.problems.prompt(problem)) for problem in problems]
+    ids, mask = pad_prompts(prompts, text_format.pad_id)
     tokens, masks = [], []
+    batch_problems = min(batch_problems, len(problems))
     for start in range(0, len(problems), batch_problems):
         # The last batch is filled up with its first prompt, so that one shape is compiled.
         index = np.arange(start, start + batch_problems)
@@ -117,10 +135,10 @@ def sample_and_judge(
             np.tile(tags.astype(np.int32), (batch_problems, 1)),
             sequence_keys(key, jnp.asarray(index), len(tags)),
             filters,
-            config=config,
+            config=policy.config,
             max_new_tokens=policy.max_new_tokens,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
+            eos_id=text_format.eos_id,
+            pad_id=text_format.pad_id,
         )
         tokens.append(np.asarray(samples.tokens))
         masks.append(np.asarray(samples.mask))
@@ -142,38 +160,64 @@ def judge(
     Raises:
       ValueError: a completion without any token.
     """
-    task, tokenizer = policy.task, policy.tokenizer
     for p, r in np.argwhere(~mask.any(axis=2)):
         raise ValueError(f"mask: completion {r} of problem {p} has no token; give the sampler's.")
-    shape = tokens.shape[:2]
-    kinds = dict(tags=int, correct=bool, reasons=object, strategies=int, validity=float,
-                 lengths=int, completions=object, answers=object)
-    judged = Judged(**{name: np.zeros(shape, kind) for name, kind in kinds.items()})
-    for p, r in np.ndindex(shape):
-        ids = tokens[p, r][mask[p, r]].tolist()
-        tag = max(ids[0] - policy.config.vocab_size, OWN_TAG)
-        words = ids[1:] if tag >= 0 else ids
-        # A tag in the middle of a text is no word: the verifier then finds a malformed answer.
-        known = [i if i < tokenizer.vocab_size else tokenizer.unk_id for i in words]
-        text = tokenizer.decode(known)
-        steps, answer = parse_completion(text)
-        verdict = task.verify(problems[p], answer)
-        ended = ids[-1] == tokenizer.eos_id
-        strategy = task.recognise(problems[p], steps)
-        judged.tags[p, r] = tag
-        judged.correct[p, r] = verdict.correct and ended
-        judged.reasons[p, r] = verdict.reason if ended else "over_long"
-        judged.strategies[p, r] = (
-            len(task.strategies) if strategy is None else task.strategies.index(strategy)
-        )
-        judged.validity[p, r] = task.check_trace(problems[p], None, steps)
-        judged.lengths[p, r] = len(ids)
-        judged.completions[p, r] = text
-        judged.answers[p, r] = answer if ended and answer else None
-    return judged
+    shape = num_problems, num_samples = tokens.shape[:2]
+    text_format, lengths = policy.text_format, mask.sum(axis=2)
+    texts = [
+        text_format.completion_text(row[kept].tolist())
+        for row, kept in zip(tokens.reshape(-1, tokens.shape[2]), mask.reshape(-1, mask.shape[2]))
+    ]
+    prompts = [_prompt_text(policy, problem) for problem in problems]
+    repeated = [i for i in range(num_problems) for _ in range(num_samples)]
+    verdicts = policy.judge(
+        [prompts[i] for i in repeated], texts, [problems[i] for i in repeated]
+    )
+    last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=2)[..., 0]
+    ended = last == text_format.eos_id
+    traced = [_trace(policy, problems[i], text) for i, text in zip(repeated, texts)]
+    kept = ended.reshape(-1)
+    return Judged(
+        tags=np.asarray(id_to_tag(policy.config, jnp.asarray(tokens[..., 0]))),
+        correct=_column([v.correct for v in verdicts], bool, shape) & ended,
+        reasons=_column([v.reason if e else "over_long" for v, e in zip(verdicts, kept)],
+                        object, shape),
+        strategies=_column([strategy for strategy, _ in traced], int, shape),
+        validity=_column([validity for _, validity in traced], float, shape),
+        lengths=lengths.astype(int),
+        completions=_column(texts, object, shape),
+        answers=_column([v.answer or None if e else None for v, e in zip(verdicts, kept)],
+                        object, shape),
+        methods=_column([v.method for v in verdicts], object, shape),
+        milliseconds=_column([v.milliseconds for v in verdicts], float, shape),
+    )
 
 
-def tag_strategy_counts(judged: Judged, config: ModelConfig, task: Task) -> np.ndarray:
+def _column(values: Sequence[Any], kind: type, shape: tuple[int, int]) -> np.ndarray:
+    """Values of all samples as an array `[P, R]`."""
+    column = np.empty(len(values), kind)
+    column[:] = values
+    return column.reshape(shape)
+
+
+def _prompt_text(policy: Policy, problem: Any) -> str:
+    """What the judge reads of a prompt: its end may open the thinking."""
+    ids = policy.text_format.prompt_ids(policy.problems.prompt(problem))
+    return policy.text_format.tokenizer.decode_any(ids)
+
+
+def _trace(policy: Policy, problem: Any, text: str) -> tuple[int, float]:
+    """Which strategy a completion follows, and the share of its steps that are valid."""
+    task = policy.problems
+    if not task.strategies:
+        return 0, float("nan")
+    steps, _ = parse_completion(text)
+    strategy = task.recognise(problem, steps)
+    index = len(task.strategies) if strategy is None else task.strategies.index(strategy)
+    return index, task.check_trace(problem, None, steps)
+
+
+def tag_strategy_counts(judged: Judged, config: ModelConfig, task: Problems) -> np.ndarray:
     """How often each tag was followed by each of the task's K strategies: `[P, S, K+1]`.
 
     The last column counts traces in which no strategy was recognised. Completions that open with
@@ -242,8 +286,10 @@ def summarise(
         "pass@1_best_tag": {**_mean(per_problem["pass@1_best_tag"]), "tag": int(tags[best])},
         "cons@S": _mean(votes),
         "greedy_coverage": _mean(greedy.correct.any(axis=1)),
-        "trace_validity": _mean(judged.validity.mean(axis=1)),
-        **_use_of_tags(policy, judged, own),
+        "over_long": _mean((judged.reasons == "over_long").mean(axis=1)),
+        "no_answer": _mean((judged.reasons == "no_answer").mean(axis=1)),
+        **_use_of_tags(policy, own),
+        **_use_of_strategies(policy, judged),
         **_variety(judged),
         "pass@k": {"k": ks, "curve": [_mean(column) for column in curve.T]},
         "per_tag": [
@@ -251,7 +297,7 @@ def summarise(
                 "tag": int(tag),
                 "pass@1": _mean(correct[:, i].mean(axis=1)),
                 "length": float(judged.lengths[judged.tags == tag].mean()),
-                "validity": float(judged.validity[judged.tags == tag].mean()),
+                **_validity_of(policy, judged, tag),
             }
             for i, tag in enumerate(tags)
         ],
@@ -286,23 +332,38 @@ def _curve_ks(num_strategies: int, num_samples: int) -> list[int]:
     return [*range(1, num_strategies + 1), *(k for k in more if k <= num_samples)]
 
 
-def _use_of_tags(policy: Policy, judged: Judged, own: Judged) -> dict[str, Any]:
-    """What tags select and which of them the policy draws."""
-    num_tags, num_known = policy.config.num_strategies, len(policy.task.strategies)
-    counts = tag_strategy_counts(judged, policy.config, policy.task)  # [P, S, K+1]
-    drawn = tag_strategy_counts(own, policy.config, policy.task).sum(axis=2)  # [P, S]
-    information = bootstrap(lambda c: diversity.mutual_information(c.sum(axis=0)), counts)
-    maximum = float(np.log(min(num_tags, num_known)))
-    share = information.value / maximum if maximum else 0.0
+def _use_of_tags(policy: Policy, own: Judged) -> dict[str, Any]:
+    """Which tags the policy draws."""
+    drawn = tag_strategy_counts(own, policy.config, policy.problems).sum(axis=2)  # [P, S]
     return {
-        "mutual_information": {**information.as_dict(), "maximum": maximum, "share": share},
         "tag_usage": {
             **bootstrap(_effective_tags, drawn).as_dict(),
             "shares": (drawn.sum(axis=0) / max(drawn.sum(), 1)).tolist(),
         },
+    }
+
+
+def _use_of_strategies(policy: Policy, judged: Judged) -> dict[str, Any]:
+    """What tags select, and whether traces hold; {} in a corpus, which names no strategies."""
+    num_known = len(policy.problems.strategies)
+    if not num_known:
+        return {}
+    counts = tag_strategy_counts(judged, policy.config, policy.problems)  # [P, S, K+1]
+    information = bootstrap(lambda c: diversity.mutual_information(c.sum(axis=0)), counts)
+    maximum = float(np.log(min(policy.config.num_strategies, num_known)))
+    share = information.value / maximum if maximum else 0.0
+    return {
+        "mutual_information": {**information.as_dict(), "maximum": maximum, "share": share},
         "recognised": _mean((judged.strategies < num_known).mean(axis=1)),
         "tag_by_strategy": counts.sum(axis=0).tolist(),
+        "trace_validity": _mean(judged.validity.mean(axis=1)),
     }
+
+
+def _validity_of(policy: Policy, judged: Judged, tag: int) -> dict[str, float]:
+    """The share of valid steps under a tag; {} in a corpus."""
+    valid = judged.validity[judged.tags == tag]
+    return {"validity": float(valid.mean())} if policy.problems.strategies else {}
 
 
 def _effective_tags(counts: np.ndarray) -> float:

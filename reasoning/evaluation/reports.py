@@ -206,9 +206,10 @@ def run_figures(
     figures = {
         "learning_curves": learning_curves(metrics),
         "accuracy_by_tag": accuracy_by_tag(first, title),
-        "tag_by_strategy": tag_by_strategy(first, strategies, title),
         "pass_at_k": pass_at_k_curves(results["arms"]),
     }
+    if strategies:
+        figures["tag_by_strategy"] = tag_by_strategy(first, strategies, title)
     if any("reward" in row for row in metrics):
         figures["reinforcement"] = reinforcement_curves(metrics)
     return figures

@@ -2,13 +2,14 @@
 
     def function(prompts: list[str], completions: list[str], metadata: list) -> list: ...
 
-    with HostReward(function, tokenizer, num_workers=8) as reward:
+    with HostReward(function, text_format, num_workers=8) as reward:
         verdicts = reward(prompts, completions, problems)  # numpy arrays
 
 It returns one item per completion: a float, a `Verdict` of a task, or None where it has nothing to
 say. Batches are cut in parts, so it must judge each completion by itself.
 """
 
+import dataclasses
 import functools
 import math
 import multiprocessing
@@ -24,8 +25,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from reasoning.data.formats import TextFormat
 from reasoning.data.tasks.base import Task, Verdict, parse_completion
-from reasoning.data.tokenizers import Tokenizer
 from reasoning.rewards.verdicts import (
     Completions,
     Verdicts,
@@ -52,7 +53,10 @@ def verify_answers(
 ) -> list[Verdict]:
     """The task's verdicts on the completions' final answers."""
     answers = [parse_completion(text)[1] for text in completions]
-    return [task.verify(problem, answer) for problem, answer in zip(metadata, answers, strict=True)]
+    return [
+        dataclasses.replace(task.verify(problem, answer), answer=answer)
+        for problem, answer in zip(metadata, answers, strict=True)
+    ]
 
 
 def _end_with_parent() -> None:
@@ -75,7 +79,7 @@ class HostReward:
 
     Args:
       function: judges a list of completions (see the module's docstring).
-      tokenizer: of the policy.
+      text_format: of the policy.
       num_workers: processes to judge in, started when first needed; 0 for this process. They
         import the function's module anew, so a program must guard its main part with
         `if __name__ == "__main__":`.
@@ -88,14 +92,14 @@ class HostReward:
     def __init__(
         self,
         function: HostFunction,
-        tokenizer: Tokenizer,
+        text_format: TextFormat,
         num_workers: int = 0,
         name: str | None = None,
     ) -> None:
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers}: must be 0 (this process) or more.")
         self.name = name or reward_name(function)
-        self._function, self._tokenizer, self._num_workers = function, tokenizer, num_workers
+        self._function, self._format, self._num_workers = function, text_format, num_workers
         self._closed = False
         self._pool: ProcessPoolExecutor | None = None
         if num_workers:
@@ -134,11 +138,14 @@ class HostReward:
             )
         for i in np.flatnonzero(~mask.any(axis=1)):
             raise ValueError(f"mask: completion {i} has no token; give the sampler's.")
-        questions = [_text(self._tokenizer, row.tolist()) for row in np.asarray(prompts)]
-        texts = [self._completion(ids[kept].tolist()) for ids, kept in zip(tokens, mask)]
+        decode = self._format.tokenizer.decode_any
+        questions = [decode(row.tolist()) for row in np.asarray(prompts)]
+        texts = [
+            self._format.completion_text(ids[kept].tolist()) for ids, kept in zip(tokens, mask)
+        ]
         scores, reasons = self._judge((questions, texts, list(metadata)))
 
-        finished = np.asarray(ended(completions, self._tokenizer.eos_id))
+        finished = np.asarray(ended(completions, self._format.eos_id))
         is_verdict = ~np.isin(reasons, [reason_id("scored"), reason_id("skipped")])
         cut = is_verdict & ~finished
         verdicts = Verdicts(
@@ -147,6 +154,10 @@ class HostReward:
         )
         check_verdicts(verdicts, texts, self.name)
         return verdicts
+
+    def metrics(self) -> dict[str, float]:
+        """What the function says of its work since the last call, where it says anything."""
+        return self._function.metrics() if hasattr(self._function, "metrics") else {}
 
     def close(self) -> None:
         """Stop the worker processes; the reward cannot be used any more."""
@@ -159,10 +170,6 @@ class HostReward:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _completion(self, ids: list[int]) -> str:
-        """The text of a completion, after the tag if it opens with one."""
-        return _text(self._tokenizer, ids[1:] if ids[0] >= self._tokenizer.vocab_size else ids)
 
     def _judge(self, rows: Part) -> tuple[np.ndarray, np.ndarray]:
         """Scores `[B]` and reasons `[B]` of all rows, in parts if there are workers."""
@@ -192,11 +199,6 @@ class HostReward:
                 f"function={self.name}: it cannot be sent to worker processes ({error}); define "
                 "it at the top of a module, or use num_workers=0."
             ) from error
-
-
-def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """The text of any ids; a tag is an unknown word."""
-    return tokenizer.decode(i if i < tokenizer.vocab_size else tokenizer.unk_id for i in ids)
 
 
 def _judge_part(function: HostFunction, name: str, rows: Part) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import pytest
 
 from reasoning.data import questions
 from reasoning.data.corpora import Corpus, Question, load_corpus, make_corpus
+from reasoning.data.formats import TextFormat
 from reasoning.data.pipelines import practice_examples, strategy_examples, trace_batches
 from reasoning.data.tasks.base import SPLITS, distinct_problems, split_of
 from reasoning.data.tokenizers import train_tokenizer
@@ -372,7 +373,7 @@ def test_a_fingerprint_is_of_everything_in_the_corpus():
 
 def test_the_pipelines_take_a_corpus_as_a_task():
     tokenizer = train_tokenizer(CORPUS.lines(), vocab_size=None)
-    examples = strategy_examples(CORPUS, tokenizer, seed=0, count=20)
+    examples = strategy_examples(CORPUS, TextFormat(tokenizer), seed=0, count=20)
     by_prompt = {CORPUS.prompt(question): question for question in CORPUS.train}
     orders = set()
     for example in examples:
@@ -381,7 +382,7 @@ def test_the_pipelines_take_a_corpus_as_a_task():
         assert sorted(written) == sorted(question.traces)
         orders.add(tuple(map(question.traces.index, written)))
     assert not by_prompt and len(orders) > 3  # the order of traces says nothing
-    for example in practice_examples(CORPUS, tokenizer, seed=0, count=20):
+    for example in practice_examples(CORPUS, TextFormat(tokenizer), seed=0, count=20):
         (trace,) = example.traces
         assert "way 0." in tokenizer.decode(trace)
     assert CORPUS.num_traces == 3 and CORPUS.strategies == ()
@@ -395,7 +396,7 @@ def test_questions_without_traces_teach_nothing():
     assert corpus.num_traces == 0
     for make in (strategy_examples, practice_examples):
         with pytest.raises(ValueError, match=r"tests has no trace for .* take a corpus with trac"):
-            make(corpus, tokenizer, seed=0, count=1)
+            make(corpus, TextFormat(tokenizer), seed=0, count=1)
 
 
 # load_corpus

@@ -11,8 +11,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reasoning.data.formats import TextFormat
 from reasoning.data.imported_tokenizers import check_vocabulary, load_tokenizer
-from reasoning.data.pipelines import prompt_ids
 from reasoning.data.tokenizers import train_tokenizer
 
 pytest.importorskip("tokenizers")
@@ -191,8 +191,8 @@ def test_bos_and_eos_are_those_of_transformers(tokenizers, references, family):
 
 def test_a_prompt_begins_with_bos_where_the_model_has_one(tokenizers):
     qwen, llama3 = tokenizers["qwen"], tokenizers["llama3"]
-    assert prompt_ids(qwen, "half") == qwen.encode("half")
-    assert prompt_ids(llama3, "half") == [llama3.bos_id, *llama3.encode("half")]
+    assert TextFormat(qwen).prompt_ids("half") == qwen.encode("half")
+    assert TextFormat(llama3).prompt_ids("half") == [llama3.bos_id, *llama3.encode("half")]
 
 
 def edit(directory, name, **changes):

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reasoning.data.formats import TextFormat
 from reasoning.data.pipelines import (
     Example,
     bucket_lengths,
     collate,
     plan_batches,
     practice_examples,
-    prompt_ids,
     strategy_examples,
     trace_batches,
 )
@@ -271,12 +271,13 @@ def tokenizer(task):
 def train_problems(task, seed, examples, tokenizer):
     """The problem of each example, found by its prompt in the task's own stream."""
     problems = [task.sample(seed, index) for index in range(200)]
-    found = {tuple(prompt_ids(tokenizer, task.prompt(problem))): problem for problem in problems}
+    read = TextFormat(tokenizer).prompt_ids
+    found = {tuple(read(task.prompt(problem))): problem for problem in problems}
     return [found[example.prompt] for example in examples]
 
 
 def test_examples_are_the_distinct_traces_of_train_problems(task, tokenizer):
-    examples = strategy_examples(task, tokenizer, seed=5, count=30)
+    examples = strategy_examples(task, TextFormat(tokenizer), seed=5, count=30)
     assert len(examples) == 30
     for example, problem in zip(
         examples, train_problems(task, 5, examples, tokenizer), strict=True
@@ -292,7 +293,7 @@ def test_examples_are_the_distinct_traces_of_train_problems(task, tokenizer):
 
 
 def test_the_order_of_traces_says_nothing_about_strategies(task, tokenizer):
-    examples = strategy_examples(task, tokenizer, seed=5, count=60)
+    examples = strategy_examples(task, TextFormat(tokenizer), seed=5, count=60)
     problems = train_problems(task, 5, examples, tokenizer)
     places = {strategy: Counter() for strategy in task.strategies}
     for example, problem in zip(examples, problems, strict=True):
@@ -306,13 +307,13 @@ def test_the_order_of_traces_says_nothing_about_strategies(task, tokenizer):
 
 
 def test_examples_hold_ids_alone_and_follow_the_seed(task, tokenizer):
-    examples = strategy_examples(task, tokenizer, seed=5, count=10)
+    examples = strategy_examples(task, TextFormat(tokenizer), seed=5, count=10)
     for example in examples:
         assert set(vars(example)) == {"prompt", "traces"}
         ids = [*example.prompt, *itertools.chain.from_iterable(example.traces)]
         assert all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in ids)
-    assert strategy_examples(task, tokenizer, seed=5, count=12)[:10] == examples
-    assert strategy_examples(task, tokenizer, seed=6, count=10) != examples
+    assert strategy_examples(task, TextFormat(tokenizer), seed=5, count=12)[:10] == examples
+    assert strategy_examples(task, TextFormat(tokenizer), seed=6, count=10) != examples
 
 
 # SHA-256 of twelve examples, as they were before corpora came through the same functions.
@@ -332,14 +333,15 @@ def test_examples_stay_what_they_were(name):
     )
 
     def digest(make):
-        examples = [(e.prompt, e.traces) for e in make(task, tokenizer, seed=3, count=12)]
+        made = make(task, TextFormat(tokenizer), seed=3, count=12)
+        examples = [(example.prompt, example.traces) for example in made]
         return hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
 
     assert (digest(strategy_examples), digest(practice_examples)) == EXAMPLES_SHA[name]
 
 
 def test_practice_is_one_correct_trace_each(task, tokenizer):
-    examples = practice_examples(task, tokenizer, seed=5, count=10)
+    examples = practice_examples(task, TextFormat(tokenizer), seed=5, count=10)
     for example, problem in zip(
         examples, train_problems(task, 5, examples, tokenizer), strict=True
     ):
@@ -347,7 +349,7 @@ def test_practice_is_one_correct_trace_each(task, tokenizer):
         (trace,) = example.traces
         answer = parse_completion(tokenizer.decode(trace[:-1]))[1]
         assert trace[-1] == tokenizer.eos_id and task.verify(problem, answer).correct
-    assert practice_examples(task, tokenizer, seed=5, count=10) == examples
+    assert practice_examples(task, TextFormat(tokenizer), seed=5, count=10) == examples
 
 
 class Silent(GroupWords):
@@ -379,12 +381,13 @@ def s5_tokenizer():
 @pytest.mark.parametrize("make", [strategy_examples, practice_examples])
 def test_a_thousand_problems_without_a_trace_end_the_search(make, s5_tokenizer):
     task = Silent(every=1000)
-    examples = make(task, s5_tokenizer, seed=0, count=2)
+    examples = make(task, TextFormat(s5_tokenizer), seed=0, count=2)
     problems = itertools.islice(task.stream("train", 0), 999, None, 1000)
-    expected = [tuple(prompt_ids(s5_tokenizer, task.prompt(next(problems)))) for _ in range(2)]
+    read = TextFormat(s5_tokenizer).prompt_ids
+    expected = [tuple(read(task.prompt(next(problems)))) for _ in range(2)]
     assert [example.prompt for example in examples] == expected
     with pytest.raises(ValueError) as error:
-        make(Silent(every=1001), s5_tokenizer, seed=0, count=2)
+        make(Silent(every=1001), TextFormat(s5_tokenizer), seed=0, count=2)
     assert str(error.value) == (
         "count=2: group_words has no trace for any of 1000 problems in a row, after 0 that have "
         "one; make the task easier, as by more tries, or take a corpus with traces."
@@ -395,4 +398,4 @@ def test_a_thousand_problems_without_a_trace_end_the_search(make, s5_tokenizer):
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_count_of_no_examples_is_refused(make, count, s5_tokenizer):
     with pytest.raises(ValueError, match=f"^count={count}: ask for at least one problem\\.$"):
-        make(GroupWords("S5"), s5_tokenizer, seed=0, count=count)
+        make(GroupWords("S5"), TextFormat(s5_tokenizer), seed=0, count=count)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from reasoning.data.formats import TextFormat
 from reasoning.data.tasks import make_task
 from reasoning.data.tasks.countdown import Countdown, CountdownProblem
 from reasoning.data.tokenizers import train_tokenizer
@@ -21,6 +22,7 @@ from reasoning.evaluation.policies import (
     tag_strategy_counts,
 )
 from reasoning.models.config import ModelConfig
+from reasoning.rewards.host import task_reward
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG
 
@@ -28,8 +30,9 @@ TASK = make_task("countdown")
 TOKENIZER = train_tokenizer(
     (), vocab_size=None, words=TASK.words, numbers="whole", max_number=TASK.max_number
 )
+FORMAT = TextFormat(TOKENIZER)
 CONFIG = ModelConfig(vocab_size=TOKENIZER.vocab_size, num_strategies=4)
-POLICY = Policy(None, CONFIG, TOKENIZER, TASK, max_new_tokens=64)
+POLICY = Policy(None, CONFIG, FORMAT, TASK, task_reward(TASK), max_new_tokens=64)
 PROBLEM = CountdownProblem((2, 3, 10), 16)
 STEPS = "from 16 - 10 = 6 , 3 * 2 = 6 yes"  # as `backward` searches
 RIGHT = f"{STEPS} answer 3 * 2 = 6 , 10 + 6 = 16"
@@ -158,6 +161,7 @@ def test_a_tag_inside_the_text_is_no_word():
 def test_rows_are_records_for_a_json_file():
     judged = judge(POLICY, [PROBLEM], *rows((TAG + 2, RIGHT), (None, "2")))
     first, second = json.loads(json.dumps(judged.rows(TASK, [PROBLEM])))
+    assert first.pop("milliseconds") >= 0
     assert first == {
         "prompt": "2 3 10 make 16 :",
         "tag": 2,
@@ -165,6 +169,8 @@ def test_rows_are_records_for_a_json_file():
         "reward": 1.0,
         "correct": True,
         "reason": "correct",
+        "answer": RIGHT.partition(" answer ")[2],
+        "method": "exact",
         "strategy": "backward",
         "validity": 1.0,
     }
@@ -176,7 +182,7 @@ def test_batches_of_the_sampler_change_no_completion(rough_params):
         vocab_size=TOKENIZER.vocab_size, num_strategies=2, d_model=8, num_layers=1, num_heads=2,
         num_kv_heads=2, head_dim=4, d_ff=8, max_length=16,
     )
-    policy = Policy(rough_params(config), config, TOKENIZER, TASK, max_new_tokens=6)
+    policy = Policy(rough_params(config), config, FORMAT, TASK, task_reward(TASK), max_new_tokens=6)
     problems = [TASK.sample(0, i) for i in range(3)]
     tags = np.array([0, 1, OWN_TAG])
     key, filters = jax.random.key(0), Filters()

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reasoning.data.formats import TextFormat
 from reasoning.data.tasks import TASKS, make_task
 from reasoning.data.tasks.countdown import Countdown, CountdownProblem
 from reasoning.data.tasks.group_words import GroupWords
 from reasoning.data.tokenizers import train_tokenizer
-from reasoning.evaluation.policies import Policy, judge
+from reasoning.evaluation.policies import Policy
 from reasoning.models.config import ModelConfig
 from reasoning.rewards.device import (
     IS_SPACE,
@@ -202,7 +203,7 @@ class Forger:
 
 def compare(forger, device, count, chunk):
     """Judge `count` completions twice; how often each reason was given, by both."""
-    host = HostReward(task_reward(forger.task), forger.tokenizer)
+    host = HostReward(task_reward(forger.task), TextFormat(forger.tokenizer))
     arrays = problem_arrays(forger.task, forger.problems)
     prompts, seen = np.zeros((chunk, 0), np.int32), np.zeros(len(REASONS), int)
     for _ in range(0, count, chunk):
@@ -259,14 +260,15 @@ def test_host_and_device_agree_with_the_evaluations_judge(name):
     completions, index = forger.batch(CHUNK)
     problems = [forger.problems[i] for i in index]
     config = ModelConfig(vocab_size=forger.tokenizer.vocab_size, num_strategies=NUM_TAGS)
-    policy = Policy(None, config, forger.tokenizer, forger.task, max_new_tokens=forger.width)
+    judge, text_format = task_reward(forger.task), TextFormat(forger.tokenizer)
+    policy = Policy(None, config, text_format, forger.task, judge, max_new_tokens=forger.width)
     some = slice(400)  # the judge also reads traces, which takes time
     judged = judge(
         policy, problems[some], completions.tokens[some, None], completions.mask[some, None]
     )
     wanted = judged.reasons[:, 0].tolist()
 
-    host = HostReward(task_reward(forger.task), forger.tokenizer)
+    host = HostReward(task_reward(forger.task), TextFormat(forger.tokenizer))
     prompts = np.zeros((CHUNK, 0), np.int32)
     for verdicts in (
         device_of(name)(prompts, completions, problem_arrays(forger.task, problems)),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reasoning.data.formats import TextFormat
 from reasoning.data.tasks import make_task
 from reasoning.data.tasks.base import Verdict
 from reasoning.data.tasks.countdown import CountdownProblem
@@ -21,6 +22,7 @@ TASK = make_task("countdown")
 TOKENIZER = train_tokenizer(
     (), vocab_size=None, words=TASK.words, numbers="whole", max_number=TASK.max_number
 )
+FORMAT = TextFormat(TOKENIZER)
 TAG, EOS = TOKENIZER.vocab_size, TOKENIZER.eos_id
 
 
@@ -51,7 +53,7 @@ def read_back(prompts, completions, metadata):
 @pytest.fixture(scope="module")
 def obedient():
     """A function of num_workers: rewards that `obey`; the pool of workers is started once."""
-    with HostReward(obey, TOKENIZER) as here, HostReward(obey, TOKENIZER, num_workers=2) as there:
+    with HostReward(obey, FORMAT) as here, HostReward(obey, FORMAT, num_workers=2) as there:
         yield {0: here, 2: there}.get
 
 
@@ -93,7 +95,7 @@ def test_the_function_reads_texts_without_tag_and_special_ids():
     prompts, completions = batch("7 * 5 = 35", "answer", prompt="2 3 make 5 :")
     prompts[1, 0] = TAG  # no text has it, but ids are ids
     completions.tokens[1, 0] = TOKENIZER.encode("from")[0]  # opens with no tag
-    HostReward(watch, TOKENIZER)(prompts, completions, ["a", "b"])
+    HostReward(watch, FORMAT)(prompts, completions, ["a", "b"])
     assert seen == [
         ("2 3 make 5 :", "7 * 5 = 35", "a"), ("\ufffd 3 make 5 :", "from answer", "b"),
     ]
@@ -115,9 +117,9 @@ def test_workers_keep_the_order(obedient):
 def test_workers_get_their_own_rows():
     texts = [" ".join(["1"] * (1 + i % 7)) for i in range(23)]
     prompts, completions = batch(*texts, prompt="2 3 make 5 :")
-    here = HostReward(read_back, TOKENIZER)(prompts, completions, [None] * 23)
+    here = HostReward(read_back, FORMAT)(prompts, completions, [None] * 23)
     assert here.reward.tolist() == [50 + 1 + i % 7 for i in range(23)]
-    with HostReward(task_reward(TASK), TOKENIZER, num_workers=1) as reward:
+    with HostReward(task_reward(TASK), FORMAT, num_workers=1) as reward:
         problem = CountdownProblem((2, 3, 10), 16)
         texts = ["answer 3 * 2 = 6 , 10 + 6 = 16", "answer 3 + 2 = 5 , 10 + 5 = 15", "3"]
         verdicts = reward(*batch(*texts), [problem] * 3)
@@ -167,7 +169,7 @@ def test_long_completions_are_shortened_in_errors(obedient):
 
 def test_a_worker_that_dies_says_so():
     prompts, completions = batch("7", "35 high")
-    reward = HostReward(obey, TOKENIZER, num_workers=1, name="deadly")
+    reward = HostReward(obey, FORMAT, num_workers=1, name="deadly")
     with pytest.raises(RuntimeError, match=r"^deadly: a worker process died; .* num_workers=0"):
         reward(prompts, completions, [1.0, "die"])
     with pytest.raises(RuntimeError, match=r"^deadly: a worker process died"):
@@ -184,7 +186,7 @@ def judge(prompts, completions, metadata):
     return [1.0] * len(completions)
 
 if __name__ == "__main__":
-    reward = test_host.HostReward(judge, test_host.TOKENIZER, num_workers=1)
+    reward = test_host.HostReward(judge, test_host.FORMAT, num_workers=1)
     prompts, completions = test_host.batch("a")
     print(reward(prompts, completions, [None]).reward[0], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -203,7 +205,7 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path):
 
 
 def test_closing_frees_the_workers():
-    with HostReward(obey, TOKENIZER, num_workers=1) as reward:
+    with HostReward(obey, FORMAT, num_workers=1) as reward:
         reward(*batch("7"), [1.0])
         workers = list(reward._pool._processes.values())
         assert workers and all(worker.is_alive() for worker in workers)
@@ -221,6 +223,6 @@ def test_bad_arguments_are_refused(obedient):
     with pytest.raises(ValueError, match=r"^mask: completion 1 has no token"):
         obedient(0)(prompts, completions, [0.0] * 2)
     with pytest.raises(ValueError, match="num_workers=-1: must be 0"):
-        HostReward(obey, TOKENIZER, num_workers=-1)
+        HostReward(obey, FORMAT, num_workers=-1)
     with pytest.raises(ValueError, match=r"function=<lambda>: it cannot be sent .* num_workers=0"):
-        HostReward(lambda p, c, m: [], TOKENIZER, num_workers=1)
+        HostReward(lambda p, c, m: [], FORMAT, num_workers=1)

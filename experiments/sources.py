@@ -1,0 +1,137 @@
+"""What a run starts from: its problems, their text as ids, the model and the judge.
+
+A small task has words of its own and a model from scratch; a corpus has questions of natural text,
+whose tokenizer is trained on it; and a Hugging Face model directory brings model, tokenizer and
+chat template, for a corpus.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from reasoning.data.chat import load_chat_template
+from reasoning.data.corpora import Corpus, load_corpus
+from reasoning.data.formats import TextFormat
+from reasoning.data.imported_tokenizers import check_vocabulary, load_tokenizer
+from reasoning.data.tags import textual_tags
+from reasoning.data.tasks import make_task
+from reasoning.data.tasks.base import Problems
+from reasoning.data.tokenizers import train_tokenizer
+from reasoning.models.config import ModelConfig, make_config
+from reasoning.models.pretrained import load_config, load_params
+from reasoning.rewards.host import HostFunction, task_reward
+from reasoning.rewards.judges import AnswerJudge
+from reasoning.rewards.symbolic import SymbolicPool
+from reasoning.runtime.meshes import init_sharded, param_shardings
+
+# What a run may change of a model directory's own shape.
+CHANGEABLE = ("num_strategies", "max_length", "remat", "dtype", "scan_layers")
+
+
+def make_problems(config: ml_collections.ConfigDict) -> Problems:
+    """The corpus of `config.corpus`, or the task of `config.task` where it names none.
+
+    Raises:
+      ValueError: what cannot be read, in one sentence.
+    """
+    if config.corpus.name is None:
+        return make_task(config.task.name, **config.task.arguments)
+    fields = {name: value for name, value in config.corpus.items() if name != "vocab_size"}
+    return load_corpus(fields.pop("name"), **fields)
+
+
+def make_format(config: ml_collections.ConfigDict, problems: Problems) -> TextFormat:
+    """How problems become ids: by the model directory's tokenizer, or by one made for them.
+
+    Raises:
+      ValueError: a directory without a usable tokenizer, or settings that do not fit together.
+    """
+    directory, tags = config.model.directory, config.model.tags
+    if tags not in ("added", "textual"):
+        raise ValueError(f"model.tags={tags!r}: must be added or textual.")
+    if directory is None:
+        if tags == "textual":
+            raise ValueError("model.tags='textual': needs a model.directory whose text they are.")
+        return TextFormat(_own_tokenizer(config, problems))
+    if not isinstance(problems, Corpus):
+        raise ValueError(
+            f"model.directory={directory}: reads natural text; choose a corpus, as by "
+            "--config.corpus.name=gsm8k."
+        )
+    tokenizer = load_tokenizer(directory)
+    chat = load_chat_template(directory) if config.model.chat else None
+    if config.model.chat and chat is None:
+        raise ValueError(
+            f"model.chat=True: {directory} has no chat template; choose model.chat=False."
+        )
+    textual = textual_tags(tokenizer, config.model.num_strategies) if tags == "textual" else None
+    return TextFormat(tokenizer, chat, textual)
+
+
+def _own_tokenizer(config: ml_collections.ConfigDict, problems: Problems) -> Any:
+    if isinstance(problems, Corpus):
+        return train_tokenizer(problems.lines(), vocab_size=config.corpus.vocab_size)
+    return train_tokenizer(
+        (), vocab_size=None, words=problems.words, numbers="whole", max_number=problems.max_number
+    )
+
+
+def make_model(config: ml_collections.ConfigDict, text_format: TextFormat) -> ModelConfig:
+    """The model's shape: a preset with changes, or that of the model directory.
+
+    Raises:
+      ValueError: an impossible shape, or a directory's that is changed.
+    """
+    fields = {name: value for name, value in config.model.items() if value is not None}
+    for name in ("directory", "tags", "chat"):
+        fields.pop(name, None)
+    preset, directory = fields.pop("preset"), config.model.directory
+    if directory is None:
+        return make_config(preset, vocab_size=text_format.tokenizer.vocab_size, **fields)
+    for name in fields:
+        if name not in CHANGEABLE:
+            raise ValueError(f"model.{name}={fields[name]}: {directory} has its own; leave it out.")
+    own = load_config(directory)
+    if fields["max_length"] > own.max_length:
+        raise ValueError(
+            f"model.max_length={fields['max_length']}: {directory} reads up to {own.max_length}."
+        )
+    check_vocabulary(text_format.tokenizer, own.vocab_size)
+    tags = text_format.tags
+    return load_config(directory, strategy_ids=tags.ids if tags else (), **fields)
+
+
+def first_params(
+    config: ml_collections.ConfigDict, model: ModelConfig, key: jax.Array, mesh: Mesh | None
+) -> Any:
+    """The parameters that training starts from: random ones, or the model directory's."""
+    if config.model.directory is None:
+        return init_sharded(model, key, mesh)
+    shardings = None if mesh is None else param_shardings(model, mesh)
+    return load_params(config.model.directory, model, key, shardings)
+
+
+def directory_files(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
+    """Names and sizes of the model directory's weights, for the run's fingerprint."""
+    if config.model.directory is None:
+        return []
+    files = sorted(Path(config.model.directory).glob("*.safetensors"))
+    return [(path.name, path.stat().st_size) for path in files]
+
+
+def make_judge(config: ml_collections.ConfigDict, problems: Problems) -> HostFunction:
+    """What judges completions: the task's verifier, or the judge of answers.
+
+    Raises:
+      ValueError: settings out of range, or formulas without the extra that judges them.
+    """
+    if not isinstance(problems, Corpus):
+        return task_reward(problems)
+    questions = (*problems.train, *problems.validation, *problems.test)
+    pool = None
+    if any(question.kind == "expression" for question in questions):
+        pool = SymbolicPool(config.judge.workers, config.judge.cpu_seconds)
+    return AnswerJudge(tuple(config.judge.rules), pool, config.judge.max_failures)
