@@ -402,7 +402,7 @@ def _unwrapped(text: str) -> str:
     for left, right in _WRAPPERS:
         inner = text[len(left) : -len(right)]
         around = text.startswith(left) and text.endswith(right)
-        if around and inner and left not in inner and right not in inner:
+        if around and inner:
             return inner
     if text.startswith("{") and text.endswith("}") and _depths(text[1:-1], "{", "}")[0] == 0:
         return text[1:-1]

@@ -121,6 +121,8 @@ def test_a_resumed_judge_sees_the_same_rewards():
     other.load_memo(memo)
     assert judge_all(other, *rows)[0].reason == "timeout" and len(pool.asked) == 3
     assert len(other.memo()["verdicts"]) == 6
+    other.load_memo(memo)
+    assert other.memo() == memo
 
 
 @pytest.mark.parametrize("memo", [{}, {"verdicts": [["x", "y", "right"]]}, {"verdicts": 3},
