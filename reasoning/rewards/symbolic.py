@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       result: "right" and "wrong"; "unparsed": one of the two is no formula; "timeout": over a limit
-        of time; "crash": over the limit of memory, or two workers died on this pair.
+        of time; "crash": two workers died on this pair, of memory over the limit or otherwise.
       milliseconds: on the wall, without the start of a worker.
     """
 
@@ -160,7 +160,7 @@ class _Worker:
             self._process = None
 
     def _ask(self, pair: tuple[str, str]) -> Outcome | None:
-        """The outcome of one pair; None if the process died and it is unknown why."""
+        """The outcome of one pair; None if the process died of anything but the time limit."""
         if self._process is None or self._process.poll() is not None:  # killed while it was idle
             self._start()
         task = {"pair": pair, "cpu_seconds": self._cpu_seconds}
@@ -181,8 +181,7 @@ class _Worker:
             return Outcome("timeout", taken)
         status = self._process.wait()
         self.stop()
-        known: dict[int, Result] = {-signal.SIGPROF: "timeout", 1: "crash"}
-        return Outcome(known[status], taken) if status in known else None
+        return Outcome("timeout", taken) if status == -signal.SIGPROF else None
 
     def _start(self) -> None:
         """Start a process and wait until it is ready."""

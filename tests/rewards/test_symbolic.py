@@ -61,9 +61,10 @@ def test_the_version_names_what_verdicts_depend_on(pool):
     assert pool.version.startswith("math-verify 0.9") and "sympy 1." in pool.version
 
 
-def test_workers_import_no_jax(pool):
+def test_workers_have_no_jax_and_no_part_in_the_terminals_signals(pool):
     results(pool, ("x+1", "1+x"))
     for process in running(pool):
+        assert os.getsid(process.pid) == process.pid
         assert "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text()
 
 
@@ -191,6 +192,10 @@ def test_a_second_death_is_a_crash(monkeypatch):
         monkeypatch.setattr(worker, "_read", die)
         assert results(pool, ENDLESS, ("x+1", "1+x")) == ["crash", "right"]
         assert len(set(asked)) == 2, "each time another process"
+        worker._process.kill()  # an end while idle is not the next pair's doing
+        worker._process.wait()
+        del asked[1:]
+        assert results(pool, ("x+1", "1+x")) == ["right"] and len(asked) == 2
 
 
 def test_workers_are_replaced_now_and_then(monkeypatch):
