@@ -15,7 +15,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.sources import directory_files
+from experiments import sources
 from reasoning.evaluation import reports
 from reasoning.runtime.checkpoints import CannotRestore
 from reasoning.runtime.meshes import check_accelerator, start_processes, use_mesh
@@ -110,7 +110,7 @@ def run_program(
         with refusals():
             data = make_data(setup, config)
             tokenizer = setup.text_format.tokenizer.fingerprint
-            read = fingerprint((tokenizer, directory_files(config), data))
+            read = fingerprint((tokenizer, sources.files(config), data))
             run = Run(workdir, program, config.to_dict(), read, saving())
         with usable_directory(), run, use_mesh(setup.mesh):
             seeds = run_seeds(run, setup, data, config)

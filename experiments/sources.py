@@ -21,10 +21,11 @@ from reasoning.data.tasks import make_task
 from reasoning.data.tasks.base import Problems
 from reasoning.data.tokenizers import train_tokenizer
 from reasoning.models.config import ModelConfig, make_config
-from reasoning.models.pretrained import load_config, load_params
+from reasoning.models.pretrained import check_weights, load_config, load_params
 from reasoning.rewards.host import HostFunction, task_reward
 from reasoning.rewards.judges import AnswerJudge
 from reasoning.rewards.symbolic import SymbolicPool
+from reasoning.runtime.checkpoints import load_tree
 from reasoning.runtime.meshes import init_sharded, param_shardings
 
 # What a run may change of a model directory's own shape.
@@ -86,7 +87,7 @@ def make_model(config: ml_collections.ConfigDict, text_format: TextFormat) -> Mo
       ValueError: an impossible shape, or a directory's that is changed.
     """
     fields = {name: value for name, value in config.model.items() if value is not None}
-    for name in ("directory", "tags", "chat"):
+    for name in ("directory", "policy", "tags", "chat"):
         fields.pop(name, None)
     preset, directory = fields.pop("preset"), config.model.directory
     if directory is None:
@@ -101,25 +102,28 @@ def make_model(config: ml_collections.ConfigDict, text_format: TextFormat) -> Mo
         )
     check_vocabulary(text_format.tokenizer, own.vocab_size)
     tags = text_format.tags
-    return load_config(directory, strategy_ids=tags.ids if tags else (), **fields)
+    model = load_config(directory, strategy_ids=tags.ids if tags else (), **fields)
+    check_weights(directory, model)
+    return model
 
 
 def first_params(
     config: ml_collections.ConfigDict, model: ModelConfig, key: jax.Array, mesh: Mesh | None
 ) -> Any:
-    """The parameters that training starts from: random ones, or the model directory's."""
+    """The parameters at the start: what a run has trained, a model directory's, or random ones."""
+    if config.model.policy is not None:
+        return load_tree(config.model.policy, init_sharded(model, key, mesh))
     if config.model.directory is None:
         return init_sharded(model, key, mesh)
     shardings = None if mesh is None else param_shardings(model, mesh)
     return load_params(config.model.directory, model, key, shardings)
 
 
-def directory_files(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
-    """Names and sizes of the model directory's weights, for the run's fingerprint."""
-    if config.model.directory is None:
-        return []
-    files = sorted(Path(config.model.directory).glob("*.safetensors"))
-    return [(path.name, path.stat().st_size) for path in files]
+def files(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
+    """Names and sizes of the files of the parameters at the start, for a run's fingerprint."""
+    folders = [Path(path) for path in (config.model.policy, config.model.directory) if path]
+    found = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return [(path.name, path.stat().st_size) for path in found]
 
 
 def make_judge(config: ml_collections.ConfigDict, problems: Problems) -> HostFunction:

@@ -71,6 +71,7 @@ def model_settings() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
     model.preset = "0.2m"
     model.directory = placeholder(str)  # of a Hugging Face model, in place of a preset
+    model.policy = placeholder(str)  # what a run has trained (RUN/policies/PHASE), to start from
     model.tags = "added"  # or textual: written in the ids of a model directory's own text
     model.chat = False  # prompts in the model directory's chat template
     model.num_strategies = 4
@@ -159,6 +160,13 @@ def evaluation_settings() -> ml_collections.ConfigDict:
     evaluation.validation_problems = 100
     evaluation.samples_per_tag = 4
     evaluation.temperature = 1.0
+    # What only experiments.evaluate reads.
+    evaluation.split = "test"
+    evaluation.tag = 0  # under which greedy and single-tag completions are drawn
+    evaluation.top_k = placeholder(int)
+    evaluation.top_p = placeholder(float)
+    evaluation.min_p = placeholder(float)
+    evaluation.batch = 64  # problems that are sampled at a time; it changes no figure
     return evaluation
 
 

@@ -63,7 +63,7 @@ def completions_table(rows: Sequence[Mapping[str, Any]], width: int) -> str:
     heading = f"{'reward':>6}  {'reason':<14}  {'tag':>3}  completion"
     lines = [heading]
     for row in rows:
-        text = f"{row['prompt']} {row['completion']}"
+        text = f"{row['prompt']} {row['completion']}".replace("\n", "\\n")
         opening = f"{row['reward']:6.2f}  {row['reason']:<14}  {row['tag']:>3}  "
         room = max(width - len(opening), 20)
         if len(text) > room:  # a completion says most at both of its ends
@@ -158,11 +158,13 @@ def _value_over_seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def table(results: Mapping[str, Any]) -> str:
     """One line per arm and per comparison: percent, with the half-width of the 95% interval.
 
-    Mutual information is in percent of its maximum.
+    Mutual information is in percent of its maximum; a corpus, which names no strategies, has none.
     """
-    lines = [f"{'arm':14s}" + "".join(f"{heading:>15s}" for heading in COLUMNS.values())]
-    for arm, figures in results["arms"].items():
-        lines.append(f"{arm:14s}" + "".join(f"{_cell(figures[name]):>15s}" for name in COLUMNS))
+    arms = results["arms"]
+    names = [name for name in COLUMNS if all(name in figures for figures in arms.values())]
+    lines = [f"{'arm':14s}" + "".join(f"{COLUMNS[name]:>15s}" for name in names)]
+    for arm, figures in arms.items():
+        lines.append(f"{arm:14s}" + "".join(f"{_cell(figures[name]):>15s}" for name in names))
     for name, entry in results.get("comparisons", {}).items():
         lines.append(
             f"{name}: {100 * entry['value']:+.1f} points, 95% interval "

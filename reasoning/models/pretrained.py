@@ -212,6 +212,15 @@ def _read(place: Place, buffer: np.ndarray) -> np.ndarray:
     return part.view(place.dtype).reshape(place.shape)
 
 
+def check_weights(directory: str | os.PathLike, config: ModelConfig) -> None:
+    """Refuse a directory whose files are not those that the configuration describes.
+
+    Raises:
+      ValueError: missing, damaged or other files; nothing but their headers is read.
+    """
+    WeightFiles(directory).check(list(tensors(config)), config.tied_head)
+
+
 def load_params(
     directory: str | os.PathLike,
     config: ModelConfig,

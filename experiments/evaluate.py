@@ -1,0 +1,317 @@
+"""Score a policy on held-out problems, or completions that were made elsewhere.
+
+    python -m experiments.evaluate --workdir=runs/eval --config=experiments/configs/gsm8k.py \
+        --config.model.policy=runs/gsm8k/policies/seed0/mixed_grpo
+    python -m experiments.evaluate --workdir=runs/eval --config=experiments/configs/gsm8k.py \
+        --config.model.directory=models/Qwen2.5-1.5B-Instruct --config.model.chat
+    python -m experiments.evaluate --workdir=runs/judged --completions=FILE
+
+The protocols are those of Set Supervised Fine-Tuning (2510.05132): greedy and sampled under one
+tag, under the tag that the policy draws itself, and under all tags alike, with votes of one sample
+from each. FILE holds `{"completion": ..., "gold": ...}` a line; `kind` (number, expression or
+text) and `prompt` may stand beside them.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+
+from experiments import launch, sources
+from experiments.sft import Setup, mesh_shape
+from reasoning.data.questions import KINDS, kind_of
+from reasoning.data.tasks.base import Verdict, distinct_problems
+from reasoning.evaluation.estimators import (
+    cons_at_k,
+    g_pass_at_k,
+    interleave,
+    mean_estimate,
+    pass_curve,
+    wilson_interval,
+)
+from reasoning.evaluation.policies import Judged, sample_and_judge
+from reasoning.rewards.judges import AnswerJudge
+from reasoning.rewards.symbolic import SymbolicPool
+from reasoning.runtime.meshes import check_mesh, make_mesh, use_mesh
+from reasoning.runtime.runs import Run
+from reasoning.sampling.filters import Filters
+from reasoning.sampling.sampler import OWN_TAG, check_lengths
+
+PROGRAM = "experiments.evaluate"
+THRESHOLDS = (0.5, 1.0)  # tau of G-Pass@k: half of the samples, and all
+BATCH = 10_000  # completions of a file that are judged at a time
+
+_COMPLETIONS = flags.DEFINE_string("completions", None, "A JSONL file to be judged.")
+
+
+class Row(NamedTuple):
+    """One line of a completions file; a question to the judge."""
+
+    completion: str
+    answer: str  # gold
+    kind: str
+    prompt: str
+
+
+def set_up(config: ml_collections.ConfigDict) -> Setup:
+    """What is evaluated: problems of one split, the model, and the judge.
+
+    Raises:
+      ValueError: what cannot work, in one sentence.
+    """
+    if config.model.directory is None and config.model.policy is None:
+        raise ValueError(
+            "model.policy is missing: name what a run has trained (RUN/policies/PHASE), or a "
+            "model.directory."
+        )
+    settings, task = config.evaluation, sources.make_problems(config)
+    text_format = sources.make_format(config, task)
+    model = sources.make_model(config, text_format)
+    check_mesh(mesh_shape(config), model)
+    filters(config).check()
+    if not 0 <= settings.tag < model.num_strategies:
+        raise ValueError(
+            f"evaluation.tag={settings.tag}: the policy has {model.num_strategies} tags, from 0."
+        )
+    if settings.samples_per_tag < 1:
+        raise ValueError(f"evaluation.samples_per_tag={settings.samples_per_tag}: at least 1.")
+    test = distinct_problems(task, settings.split, config.seed, settings.problems)
+    prompt_length = max(len(text_format.prompt_ids(task.prompt(problem))) for problem in test)
+    check_lengths(model, prompt_length, 2)
+    judge, mesh = sources.make_judge(config, task), make_mesh(mesh_shape(config))
+    return Setup(task, text_format, model, judge, prompt_length, test, [], mesh)
+
+
+def filters(config: ml_collections.ConfigDict) -> Filters:
+    """How completions are sampled, but for the greedy ones."""
+    settings = config.evaluation
+    return Filters(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+
+
+def settings_hash(setup: Setup, config: ml_collections.ConfigDict) -> str:
+    """Of all that an accuracy depends on beside the weights: two figures compare if it is equal."""
+    chat, tags = setup.text_format.chat, setup.text_format.tags
+    told = {
+        "prompt": setup.task.prompt(setup.test[0]),
+        "chat": chat and chat.source,
+        "tags": tags and [tags.prefix, tags.ids, tags.suffix],
+        "tokenizer": setup.text_format.tokenizer.fingerprint,
+        "problems": [setup.task.key(problem) for problem in setup.test],
+        "evaluation": config.evaluation.to_dict(),
+        "judge": config.judge.to_dict(),
+        "room": setup.model.max_length - setup.prompt_length,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def estimates(judged: Judged, num_tags: int) -> dict[str, Any]:
+    """The figures of samples `[P, R]` that are tag-major, R / num_tags of each tag.
+
+    pass@k and votes of k take the samples of the tags in turn.
+    """
+    num_problems, num_samples = judged.correct.shape
+    split = num_problems, num_tags, num_samples // num_tags
+    correct = interleave(judged.correct.reshape(split))
+    answers = interleave(judged.answers.reshape(split))
+    solved = judged.correct.sum(axis=1)
+    ks = [k for k in (1, 2, 4, 6, 8, 16, 32, 64) if k <= num_samples]
+    curve = pass_curve(judged.correct.reshape(split), ks)
+    return {
+        "n": num_problems,
+        "samples": num_samples,
+        "pass@1": mean_estimate(judged.correct.mean(axis=1)).as_dict(),
+        "pass@k": {f"{k}": mean_estimate(column).as_dict() for k, column in zip(ks, curve.T)},
+        "cons@k": {
+            f"{k}": mean_estimate(cons_at_k(answers, correct, k)).as_dict() for k in ks if k > 1
+        },
+        "g_pass@k": {
+            f"{k}, tau {tau}": mean_estimate(g_pass_at_k(num_samples, solved, k, tau)).as_dict()
+            for k in ks if k > 1 for tau in THRESHOLDS
+        },
+        "over_long": mean_estimate((judged.reasons == "over_long").mean(axis=1)).as_dict(),
+        "no_answer": mean_estimate(
+            np.isin(judged.reasons, ["no_answer", "unbalanced"]).mean(axis=1)
+        ).as_dict(),
+        "reasons": shares(judged.reasons.ravel()),
+        "methods": shares(judged.methods.ravel()),
+        "tokens": int(judged.lengths.sum()),
+    }
+
+
+def shares(names: Any) -> dict[str, float]:
+    """How large a part of all each name has, the most frequent first."""
+    return {name: count / len(names) for name, count in Counter(names).most_common()}
+
+
+def run_protocols(run: Run, setup: Setup, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Each protocol's figures; one that an earlier process has finished is not run again."""
+    key = launch.run_key(config.seed, "evaluate")
+    own_key, tag_key, keep = *jax.random.split(key), launch.run_key(config.seed, "init")
+    params = sources.first_params(config, setup.model, keep, setup.mesh)
+    policy, settings, count = setup.policy(params), config.evaluation, setup.model.num_strategies
+    one, own = np.array([settings.tag]), np.full(count * settings.samples_per_tag, OWN_TAG)
+    every = np.repeat(np.arange(count), settings.samples_per_tag)
+    protocols = {
+        "greedy": (one, key, Filters(temperature=0.0), 1),
+        "one tag": (np.repeat(one, settings.samples_per_tag), tag_key, filters(config), 1),
+        "own tag": (own, own_key, filters(config), 1),
+        "all tags": (every, tag_key, filters(config), count),
+    }
+    if count == 1:  # every protocol gives the only tag
+        del protocols["own tag"], protocols["all tags"]
+
+    def work(name: str) -> tuple[None, dict[str, Any]]:
+        tags, own_key, chosen, num_tags = protocols[name]
+        started = time.monotonic()
+        judged = sample_and_judge(policy, setup.test, tags, own_key, chosen, settings.batch)
+        seconds = time.monotonic() - started
+        rows = judged.rows(setup.task, setup.test)
+        run.log_completions({"protocol": name, **row} for row in rows)
+        figures = estimates(judged, num_tags)
+        return None, {**figures, "tokens_per_second": figures["tokens"] / seconds}
+
+    return {name: run.phase(name, partial(work, name))[1] for name in protocols}
+
+
+def table(protocols: Mapping[str, Any]) -> str:
+    """One line per protocol, in percent, with the half-width of the 95% interval."""
+    lines = [f"{'':10}{'n':>7}{'samples':>9}{'pass@1':>14}{'pass@k':>9}{'cons@k':>9}"
+             f"{'over-long':>11}{'no answer':>11}{'tokens/s':>10}"]
+    for name, figures in protocols.items():
+        first = figures["pass@1"]
+        half = 50 * (first["high"] - first["low"])
+        last = [list(figures[key].values())[-1:] for key in ("pass@k", "cons@k")]
+        passed, voted = (f"{100 * found[0]['value']:.1f}" if found else "" for found in last)
+        lines.append(
+            f"{name:10}{figures['n']:>7}{figures['samples']:>9}"
+            f"{100 * first['value']:>8.1f} ±{half:<4.1f}{passed:>9}{voted:>9}"
+            f"{100 * figures['over_long']['value']:>11.1f}"
+            f"{100 * figures['no_answer']['value']:>11.1f}{figures['tokens_per_second']:>10.0f}"
+        )
+    return "\n".join(lines)
+
+
+def read_completions(path: Path) -> list[Row]:
+    """The lines of a completions file.
+
+    Raises:
+      ValueError: no such file, or a line that is malformed, with its number.
+    """
+    if not path.is_file():
+        raise ValueError(f"completions={path}: there is no such file.")
+    rows = []
+    # Split at newlines alone: a completion may hold other characters that end lines.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: is no JSON ({error}).") from error
+        rows.append(_row(found, f"{path}, line {number}"))
+    if not rows:
+        raise ValueError(f"completions={path}: holds no completions.")
+    return rows
+
+
+def _row(found: Any, where: str) -> Row:
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: is no JSON object.")
+    gold = found.get("gold")
+    if isinstance(gold, int | float) and not isinstance(gold, bool):
+        gold = str(gold)
+    values = {"completion": found.get("completion"), "gold": gold,
+              "prompt": found.get("prompt", ""), "kind": found.get("kind", "expression")}
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: {name}={value!r} must be a text.")
+    if "kind" not in found and kind_of([gold]) == "number":
+        values["kind"] = "number"
+    if values["kind"] not in KINDS:
+        raise ValueError(f"{where}: kind={values['kind']!r} must be one of {', '.join(KINDS)}.")
+    return Row(values["completion"], gold, values["kind"], values["prompt"])
+
+
+def judge_file(
+    run: Run, rows: list[Row], settings: ml_collections.ConfigDict
+) -> tuple[None, dict[str, Any]]:
+    """Judge every line; the verdicts go to completions.jsonl, line for line."""
+    pool = None
+    if any(row.kind == "expression" for row in rows):
+        pool = SymbolicPool(settings.workers, settings.cpu_seconds)
+    judge = AnswerJudge(tuple(settings.rules), pool, settings.max_failures)
+    started, verdicts = time.monotonic(), list[Verdict]()
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        found = judge([row.prompt for row in part], [row.completion for row in part], part)
+        run.log_completions(
+            {
+                "correct": verdict.correct, "method": verdict.method, "reason": verdict.reason,
+                "milliseconds": round(verdict.milliseconds, 3), "answer": verdict.answer,
+                "gold": row.answer,
+            }
+            for row, verdict in zip(part, found, strict=True)
+        )
+        verdicts += found
+    seconds = time.monotonic() - started
+    correct = sum(verdict.correct for verdict in verdicts)
+    return None, {
+        "n": len(rows),
+        "accuracy": wilson_interval(correct, len(rows)).as_dict(),
+        "reasons": shares([verdict.reason for verdict in verdicts]),
+        "methods": shares([verdict.method for verdict in verdicts]),
+        "answers_per_second": len(rows) / seconds,
+    }
+
+
+def score_completions(path: Path, config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Judge a file of completions in a run directory of its own."""
+    settings = {"judge": config.judge.to_dict(), "completions": str(path)}
+    with launch.refusals():
+        results = launch.finished_results(workdir, PROGRAM, settings)
+        rows = read_completions(path) if results is None else []
+    if results is None:
+        with launch.refusals(), launch.usable_directory():
+            run = Run(workdir, PROGRAM, settings, launch.fingerprint(rows), launch.saving())
+            with run:
+                results = run.phase("completions", partial(judge_file, run, rows, config.judge))[1]
+                run.finish(results)
+    first = results["accuracy"]
+    print(f"{results['n']} completions: {100 * first['value']:.2f}% right "
+          f"({100 * first['low']:.2f} to {100 * first['high']:.2f}); by reason: "
+          + ", ".join(f"{name} {100 * part:.2f}%" for name, part in results["reasons"].items()))
+
+
+def main(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Evaluate a policy, or judge a file."""
+    if flags.FLAGS.is_parsed() and _COMPLETIONS.value:
+        score_completions(Path(_COMPLETIONS.value), config, workdir)
+        return
+    setup, results = launch.prepare(PROGRAM, set_up, config, workdir)
+    if results is None:
+        with launch.refusals():
+            read = launch.fingerprint((settings_hash(setup, config), sources.files(config)))
+            run = Run(workdir, PROGRAM, config.to_dict(), read, launch.saving())
+        with launch.usable_directory(), run, use_mesh(setup.mesh):
+            results = {
+                "problems": setup.task.name,
+                "settings": settings_hash(setup, config),
+                "protocols": run_protocols(run, setup, config),
+            }
+            if jax.process_index() == 0:
+                run.finish(results)
+    print(f"{results['problems']}, settings {results['settings']}")
+    print(table(results["protocols"]))
+
+
+if __name__ == "__main__":
+    launch.start(main)
