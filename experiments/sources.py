@@ -25,7 +25,7 @@ from reasoning.models.pretrained import check_weights, load_config, load_params
 from reasoning.rewards.host import HostFunction, task_reward
 from reasoning.rewards.judges import AnswerJudge
 from reasoning.rewards.symbolic import SymbolicPool
-from reasoning.runtime.checkpoints import load_tree
+from reasoning.runtime.checkpoints import Checkpoints
 from reasoning.runtime.meshes import init_sharded, param_shardings
 
 # What a run may change of a model directory's own shape.
@@ -87,7 +87,7 @@ def make_model(config: ml_collections.ConfigDict, text_format: TextFormat) -> Mo
       ValueError: an impossible shape, or a directory's that is changed.
     """
     fields = {name: value for name, value in config.model.items() if value is not None}
-    for name in ("directory", "policy", "tags", "chat"):
+    for name in ("directory", "policy", "policy_seed", "tags", "chat"):
         fields.pop(name, None)
     preset, directory = fields.pop("preset"), config.model.directory
     if directory is None:
@@ -112,11 +112,32 @@ def first_params(
 ) -> Any:
     """The parameters at the start: what a run has trained, a model directory's, or random ones."""
     if config.model.policy is not None:
-        return load_tree(config.model.policy, init_sharded(model, key, mesh))
+        like = init_sharded(model, key, mesh)
+        return load_policy(config.model.policy, config.model.policy_seed, like)
     if config.model.directory is None:
         return init_sharded(model, key, mesh)
     shardings = None if mesh is None else param_shardings(model, mesh)
     return load_params(config.model.directory, model, key, shardings)
+
+
+def load_policy(path: str, seed: int, like: Any) -> Any:
+    """What a phase of a run has trained; of seeds that were trained together, one.
+
+    Raises:
+      ValueError: there is none, it is damaged, or another model's.
+    """
+    if not Path(path).is_dir():
+        raise ValueError(f"model.policy={path}: there is no such directory.")
+    with Checkpoints(path) as checkpoints:
+        names = checkpoints.about(0)["tree"]
+        together = {name.partition(".")[0] for name in names} - {"params"}
+        if not together:
+            return checkpoints.restore(0, like)
+        if not 0 <= seed < len(together):
+            raise ValueError(
+                f"model.policy_seed={seed}: {path} holds {len(together)} seeds, from 0."
+            )
+        return checkpoints.restore(0, [like] * len(together))[seed]
 
 
 def files(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:

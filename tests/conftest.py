@@ -1,5 +1,5 @@
 """Shared by all tests: strict shapes in jax, eight simulated devices, a tiny model and one compiled
-forward pass of it."""
+forward pass of it, and directories with the tokenizers of published families."""
 
 import functools
 import os
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizer_files import MAKERS
 
 from reasoning.models.config import ModelConfig
 from reasoning.models.transformer import Transformer, init_params
@@ -86,3 +87,25 @@ def forward():
         return model.apply(params, tokens, segment_ids=segment_ids, positions=positions)[0]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def model_directories(tmp_path_factory):
+    """{family: directory with its tokenizer}; not to be changed."""
+    pytest.importorskip("tokenizers")
+    directories = {family: tmp_path_factory.mktemp(family) for family in MAKERS}
+    for family, directory in directories.items():
+        MAKERS[family](directory)
+    return directories
+
+
+@pytest.fixture
+def copy_directory(model_directories, tmp_path):
+    """A function of a family: a copy of its directory, to be changed."""
+
+    def copy(family):
+        for file in model_directories[family].iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        return tmp_path
+
+    return copy

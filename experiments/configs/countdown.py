@@ -72,6 +72,7 @@ def model_settings() -> ml_collections.ConfigDict:
     model.preset = "0.2m"
     model.directory = placeholder(str)  # of a Hugging Face model, in place of a preset
     model.policy = placeholder(str)  # what a run has trained (RUN/policies/PHASE), to start from
+    model.policy_seed = 0  # of those that a run of RL has trained together
     model.tags = "added"  # or textual: written in the ids of a model directory's own text
     model.chat = False  # prompts in the model directory's chat template
     model.num_strategies = 4

@@ -238,6 +238,37 @@ class ImportedTokenizer:
         return f"ImportedTokenizer({self.kind!r}, vocab_size={size}, fingerprint={fingerprint!r})"
 
 
+def _tokenizers() -> Any:
+    """The library."""
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ValueError(
+            "tokenizer.json: the library tokenizers is not installed; pip install '.[hf]'."
+        ) from error
+    return tokenizers
+
+
+def add_tokens(path: pathlib.Path, first_id: int, names: Sequence[str]) -> None:
+    """Add special tokens to a tokenizer.json, the first of them as the id `first_id`.
+
+    Ids between the tokenizer's last and that, rows of the model without a token, get names, too:
+    a tokenizer has no gaps.
+
+    Raises:
+      ValueError: there is no tokenizer.json, or `first_id` and those after it are taken.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing, to which strategy tokens would be added.")
+    tokenizer = _tokenizers().Tokenizer.from_file(str(path))
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    if size > first_id:
+        raise ValueError(f"first_id={first_id}: is taken, the tokenizer has {size} ids.")
+    unused = [f"<|unused_{i}|>" for i in range(size, first_id)]
+    tokenizer.add_special_tokens([*unused, *names])
+    tokenizer.save(str(path))
+
+
 def load_tokenizer(directory: str | os.PathLike[str]) -> ImportedTokenizer:
     """Read the tokenizer of a Hugging Face model directory.
 
@@ -357,13 +388,7 @@ class _JsonModel:
 
     def _load(self) -> "tokenizers.Tokenizer":
         try:
-            import tokenizers
-        except ImportError as error:
-            raise ValueError(
-                "tokenizer.json: the library tokenizers is not installed; pip install '.[hf]'."
-            ) from error
-        try:
-            model = tokenizers.Tokenizer.from_buffer(self._bytes)
+            model = _tokenizers().Tokenizer.from_buffer(self._bytes)
         except ValueError as error:
             raise ValueError(
                 f"tokenizer.json cannot be read ({error}): fetch it again, or update tokenizers."

@@ -3,7 +3,6 @@
 import io
 import json
 
-import pytest
 import sentencepiece
 
 LINES = (
@@ -170,25 +169,3 @@ MAKERS = {
     "llama2-model": lambda path: sentence_piece(path, "llama2"),
     "gemma-model": lambda path: sentence_piece(path, "gemma"),
 }
-
-
-@pytest.fixture(scope="session")
-def model_directories(tmp_path_factory):
-    """{family: directory with its tokenizer}; not to be changed."""
-    pytest.importorskip("tokenizers")
-    directories = {family: tmp_path_factory.mktemp(family) for family in MAKERS}
-    for family, directory in directories.items():
-        MAKERS[family](directory)
-    return directories
-
-
-@pytest.fixture
-def copy_directory(model_directories, tmp_path):
-    """A function of a family: a copy of its directory, to be changed."""
-
-    def copy(family):
-        for file in model_directories[family].iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-        return tmp_path
-
-    return copy

@@ -1,0 +1,70 @@
+"""Write a trained policy as a Hugging Face model directory, for serving and for other evaluators.
+
+    python -m experiments.export --out=models/mine --config=FILE \
+        --config.model.directory=models/Qwen2.5-1.5B-Instruct \
+        --config.model.policy=runs/mine/policies/seed0/matched_gfpo
+
+The configuration is that of the run. Strategies that are rows of their own become added tokens,
+`<|strategy_1|>` and so on; a policy whose tags are textual has nothing to add.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import ml_collections
+from absl import app, flags
+
+from experiments import launch, sources
+from reasoning.data.imported_tokenizers import add_tokens
+from reasoning.models.pretrained import load_config, save_pretrained
+
+# What a model directory has beside its weights and its configuration.
+COPIED = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*",
+          "vocab.json", "merges.txt", "added_tokens.json", "LICENSE*")
+
+_OUT = flags.DEFINE_string("out", None, "The directory to write.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the weights.")
+
+
+def export(config: ml_collections.ConfigDict, out: str, dtype: str) -> Path:
+    """Write the policy of the configuration; returns the directory.
+
+    Raises:
+      ValueError: nothing to export, or what no published family computes.
+    """
+    if config.model.policy is None:
+        raise ValueError("model.policy is missing: name what a run has trained.")
+    text_format = sources.make_format(config, sources.make_problems(config))
+    model = sources.make_model(config, text_format)
+    params = sources.first_params(config, model, jax.random.key(0), None)
+    if config.model.directory is None:
+        save_pretrained(out, model, params, dtype)
+        text_format.tokenizer.save(Path(out) / "tokenizer.model")
+        return Path(out)
+    source = Path(config.model.directory)
+    # A run may read shorter texts than its model can.
+    longest = load_config(source).max_length
+    save_pretrained(out, dataclasses.replace(model, max_length=longest), params, dtype)
+    for pattern in COPIED:
+        for path in source.glob(pattern):
+            shutil.copy(path, out)
+    if not model.strategy_ids:
+        names = [f"<|strategy_{tag + 1}|>" for tag in range(model.num_strategies)]
+        add_tokens(Path(out) / "tokenizer.json", model.vocab_size, names)
+    return Path(out)
+
+
+def main(argv: list[str]) -> None:
+    """Export what the flags name."""
+    if argv[1:]:
+        launch.refuse(f"{argv[1]!r}: no such argument.")
+    if not _OUT.value:
+        launch.refuse("out is missing: say where the model is to be written, --out=DIR.")
+    with launch.refusals():
+        print(f"{export(launch.configuration(), _OUT.value, _DTYPE.value)}: written.")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=launch.parse)
