@@ -250,7 +250,7 @@ def load_params(
     tables: dict[str, Spread] = {}
     for tensor, array in files.read_in_turn(wanted):
         sharding = one_device if shardings is None else _at(shardings["params"], tensor.path)
-        if tensor.path[0] in STRATEGY_ROWS:
+        if tensor.path[0] in STRATEGY_ROWS and not config.strategy_ids:
             tables[STRATEGY_ROWS[tensor.path[0]]] = spread_of(array)
         if tensor.layer is None:
             raw = _place(array, _file_sharding(sharding, tensor.layout))
@@ -418,6 +418,12 @@ def save_pretrained(
         (directory / INDEX).write_text(json.dumps(index, indent=1))
     # Last: it makes the directory a model's.
     (directory / CONFIG).write_text(json.dumps({**about, "dtype": dtype}, indent=2))
+
+
+def weight_shards(config: ModelConfig, dtype: str) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors of each file that `save_pretrained` would write."""
+    for members, _ in _shards(config, dtype, SHARD_BYTES):
+        yield {_file_name(tensor): tensor.shape for tensor in members}
 
 
 def _file_name(tensor: Tensor) -> str:
