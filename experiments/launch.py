@@ -18,9 +18,10 @@ from ml_collections import config_flags
 from experiments import sources
 from reasoning.evaluation import reports
 from reasoning.runtime.checkpoints import CannotRestore
+from reasoning.runtime.directory import finished_results
 from reasoning.runtime.meshes import check_accelerator, start_processes, use_mesh
 from reasoning.runtime.provenance import fingerprint
-from reasoning.runtime.runs import Run, Saving, finished_results
+from reasoning.runtime.runs import Run, Saving
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The configuration file, with an optional preset after a colon."

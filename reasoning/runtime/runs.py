@@ -17,7 +17,6 @@ process is writing. Of the processes of one job the first writes; all see the sa
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import signal
@@ -26,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,82 +39,18 @@ from reasoning.runtime.checkpoints import (
     load_tree,
     save_tree,
 )
-from reasoning.runtime.provenance import first_difference, git_revision, versions
+from reasoning.runtime.directory import (
+    ATTEMPTS,
+    CONFIG,
+    RESULTS,
+    check_unfinished,
+    extends,
+    lock,
+    read_object,
+)
+from reasoning.runtime.provenance import git_revision, versions
 
-CONFIG, RESULTS, ATTEMPTS = "config.json", "results.json", "attempts.jsonl"
-# What makes a directory no run yet.
-KEPT = (".lock", f".{CONFIG}.partial")
 STOPPED = 75  # exit status of a run that was asked to stop: the same command goes on (EX_TEMPFAIL)
-
-
-def finished_results(
-    workdir: str | os.PathLike, program: str, config: Mapping[str, Any], extend: bool = False
-) -> dict | None:
-    """The results of a finished run of this configuration; None if it is still to be run.
-
-    Nothing is written.
-
-    Args:
-      extend: a run of fewer steps is still to be run, too.
-
-    Raises:
-      ValueError: the directory holds something else, in one sentence.
-    """
-    if "://" in str(workdir):
-        raise ValueError(
-            f"workdir={workdir}: a run needs a file system, for its lock and its logs; mount the "
-            "bucket (docs/tpu.md)."
-        )
-    workdir = Path(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"workdir={workdir}: is a file; choose a directory.")
-    # A directory of nothing but these is a run that was stopped before it had started.
-    if not workdir.exists() or all(path.name in KEPT for path in workdir.iterdir()):
-        return None
-    if not (workdir / CONFIG).is_file():
-        raise ValueError(f"workdir={workdir}: holds files but no run; choose another directory.")
-    about = _read(workdir / CONFIG)
-    if "program" not in about or not isinstance(about.get("config"), dict):
-        raise ValueError(
-            f"workdir={workdir}: its {CONFIG} describes no run; choose another directory."
-        )
-    if about["program"] != program:
-        raise ValueError(
-            f"workdir={workdir}: holds a run of {about['program']}, not of {program}; choose "
-            "another directory."
-        )
-    config = json.loads(json.dumps(config))
-    if extend and _extends(about["config"], config):
-        return None
-    difference = first_difference(about["config"], config)
-    if difference:
-        raise ValueError(
-            f"workdir={workdir}: holds a run of another configuration ({difference}); "
-            "choose another directory."
-        )
-    results = workdir / RESULTS
-    return _read(results) if results.is_file() else None
-
-
-def _extends(old: Any, new: Any, key: str = "") -> bool:
-    """Whether a configuration asks for more steps somewhere, and else for the same."""
-    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
-        return old == new or (key == "steps" and new > old)
-    same = old.keys() == new.keys()
-    return same and old != new and all(
-        old[key] == new[key] or _extends(old[key], new[key], key) for key in old
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the run directory."""
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}); choose another workdir.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: is damaged (no JSON object); choose another workdir.")
-    return content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,14 +109,14 @@ class Run:
         self.path = Path(workdir)
         self._saving, self._started = saving, time.monotonic()
         self._writes = jax.process_index() == 0
-        _check_unfinished(workdir, program, config, saving.extend)  # before anything is written
+        check_unfinished(workdir, program, config, saving.extend)  # before anything is written
         self._lock = self._checkpoints = None
         if self._writes:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.path)
+            self._lock = lock(self.path)
         try:
             # Again: whoever held the lock before may have finished the run.
-            _check_unfinished(workdir, program, config, saving.extend)
+            check_unfinished(workdir, program, config, saving.extend)
             # Written down once a phase is found that can go on.
             self._extends = self._is_extended(config)
             if self._writes:
@@ -254,7 +189,7 @@ class Run:
         mark, policy = self.path / "finished" / f"{name}.json", self.path / "policies" / name
         self._phase, self._extended_from = name, None
         if mark.is_file():
-            found = _read(mark)
+            found = read_object(mark)
             if found["steps"] == steps and not (self._extends and steps is None):
                 outcome = found["outcome"]
                 return (None if like is None else load_tree(policy, like)), outcome
@@ -322,21 +257,21 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json, which marks the run as finished."""
-        steps = [_read(mark)["steps"] for mark in (self.path / "finished").rglob("*.json")]
+        steps = [read_object(mark)["steps"] for mark in (self.path / "finished").rglob("*.json")]
         told = {"steps": sum(n for n in steps if n), "versions": versions()}
         self._write(RESULTS, {**results, **told, "seconds": round(self.seconds, 1)})
 
     def _is_extended(self, config: Mapping[str, Any]) -> bool:
         """Whether the run that is there has fewer steps."""
-        path = self.path / CONFIG
-        return path.is_file() and _extends(_read(path)["config"], json.loads(json.dumps(config)))
+        path, config = self.path / CONFIG, json.loads(json.dumps(config))
+        return path.is_file() and extends(read_object(path)["config"], config)
 
     def _describe(self, program: str, config: Mapping[str, Any], data: str) -> None:
         """Write config.json, or compare the data with those of the run that is there."""
         about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
         self._about = {"program": program, "config": config, "data": data, **about}
         if (self.path / CONFIG).is_file():
-            before = _read(self.path / CONFIG).get("data", "")
+            before = read_object(self.path / CONFIG).get("data", "")
             if before != data:
                 raise ValueError(
                     f"workdir={self.path}: holds a run on other data (fingerprint {before[:12]} "
@@ -362,7 +297,7 @@ class Run:
         if (self.path / RESULTS).is_file():
             (self.path / RESULTS).rename(self.path / f"before_extension_{time.time():.0f}.json")
         for mark in (self.path / "finished").rglob("*.json"):
-            if _read(mark)["steps"] is None:
+            if read_object(mark)["steps"] is None:
                 mark.unlink()
         self._write(CONFIG, self._about)
         self._logs.cut(self._last_positions(last))
@@ -400,7 +335,7 @@ class Run:
 
     def _last_positions(self, last: Mapping[str, Any] | None) -> dict[str, int] | None:
         """How long the logs were at the last checkpoint, or when the last phase ended."""
-        marks = [_read(path) for path in (self.path / "finished").rglob("*.json")]
+        marks = [read_object(path) for path in (self.path / "finished").rglob("*.json")]
         positions = [mark["logs"] for mark in marks] + ([last["logs"]] if last else [])
         return max(positions, key=lambda at: [at[name] for name in logs.FILES], default=None)
 
@@ -440,25 +375,3 @@ def _any_process(said: bool) -> bool:
     if jax.process_count() == 1:
         return said
     return bool(multihost_utils.process_allgather(np.array(said)).any())
-
-
-def _check_unfinished(
-    workdir: str | os.PathLike, program: str, config: Mapping[str, Any], extend: bool
-) -> None:
-    """Raise a ValueError if the directory holds a finished run, or something else."""
-    if finished_results(workdir, program, config, extend) is not None:
-        raise ValueError(f"workdir={workdir}: this run has finished; choose another one.")
-
-
-def _lock(path: Path) -> TextIO:
-    """The directory's lock, held until it is closed or the process ends, however it ends."""
-    lock = (path / ".lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise ValueError(
-            f"workdir={path}: another process is writing this run; wait for it or choose another "
-            "directory."
-        ) from error
-    return lock

@@ -15,13 +15,10 @@ import numpy as np
 import pytest
 
 from reasoning.runtime import provenance, runs
+from reasoning.runtime.directory import finished_results
 from reasoning.runtime.progress import Progress
 from reasoning.runtime.provenance import fingerprint, first_difference
-from reasoning.runtime.runs import (
-    Run,
-    Saving,
-    finished_results,
-)
+from reasoning.runtime.runs import Run, Saving
 
 PROGRAM = "experiments.sft"
 CONFIG = {"seed": 0, "model": {"preset": "0.1m", "d_model": 64}, "rates": (1e-3, 3e-4)}
@@ -229,17 +226,17 @@ def test_one_process_opens_a_run_once(workdir):
 def test_a_run_that_came_just_before_the_lock_is_left_alone(
     workdir, monkeypatch, theirs, finished, message
 ):
-    lock, before = runs._lock, {}
+    lock, before = runs.lock, {}
 
     def late(path):
-        monkeypatch.setattr(runs, "_lock", lock)
+        monkeypatch.setattr(runs, "lock", lock)
         with Run(path, PROGRAM, theirs) as run:
             if finished:
                 run.finish({"pass@1": 0.5})
         before.update(snapshot(path))
         return lock(path)
 
-    monkeypatch.setattr(runs, "_lock", late)
+    monkeypatch.setattr(runs, "lock", late)
     with pytest.raises(ValueError) as error:
         Run(workdir, PROGRAM, CONFIG)
     assert message in str(error.value)

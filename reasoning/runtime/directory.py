@@ -1,0 +1,106 @@
+"""What a run directory says about its run: whose it is, whether it has finished, who writes it."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from reasoning.runtime.provenance import first_difference
+
+CONFIG, RESULTS, ATTEMPTS = "config.json", "results.json", "attempts.jsonl"
+# What makes a directory no run yet.
+KEPT = (".lock", f".{CONFIG}.partial")
+
+
+def finished_results(
+    workdir: str | os.PathLike, program: str, config: Mapping[str, Any], extend: bool = False
+) -> dict | None:
+    """The results of a finished run of this configuration; None if it is still to be run.
+
+    Nothing is written.
+
+    Args:
+      extend: a run of fewer steps is still to be run, too.
+
+    Raises:
+      ValueError: the directory holds something else, in one sentence.
+    """
+    if "://" in str(workdir):
+        raise ValueError(
+            f"workdir={workdir}: a run needs a file system, for its lock and its logs; mount the "
+            "bucket (docs/tpu.md)."
+        )
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"workdir={workdir}: is a file; choose a directory.")
+    # A directory of nothing but these is a run that was stopped before it had started.
+    if not workdir.exists() or all(path.name in KEPT for path in workdir.iterdir()):
+        return None
+    if not (workdir / CONFIG).is_file():
+        raise ValueError(f"workdir={workdir}: holds files but no run; choose another directory.")
+    about = read_object(workdir / CONFIG)
+    if "program" not in about or not isinstance(about.get("config"), dict):
+        raise ValueError(
+            f"workdir={workdir}: its {CONFIG} describes no run; choose another directory."
+        )
+    if about["program"] != program:
+        raise ValueError(
+            f"workdir={workdir}: holds a run of {about['program']}, not of {program}; choose "
+            "another directory."
+        )
+    config = json.loads(json.dumps(config))
+    if extend and extends(about["config"], config):
+        return None
+    difference = first_difference(about["config"], config)
+    if difference:
+        raise ValueError(
+            f"workdir={workdir}: holds a run of another configuration ({difference}); "
+            "choose another directory."
+        )
+    results = workdir / RESULTS
+    return read_object(results) if results.is_file() else None
+
+
+def extends(old: Any, new: Any, key: str = "") -> bool:
+    """Whether a configuration asks for more steps somewhere, and else for the same."""
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return old == new or (key == "steps" and new > old)
+    same = old.keys() == new.keys()
+    return same and old != new and all(
+        old[key] == new[key] or extends(old[key], new[key], key) for key in old
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the run directory."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged ({error}); choose another workdir.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is damaged (no JSON object); choose another workdir.")
+    return content
+
+
+def check_unfinished(
+    workdir: str | os.PathLike, program: str, config: Mapping[str, Any], extend: bool
+) -> None:
+    """Raise a ValueError if the directory holds a finished run, or something else."""
+    if finished_results(workdir, program, config, extend) is not None:
+        raise ValueError(f"workdir={workdir}: this run has finished; choose another one.")
+
+
+def lock(path: Path) -> TextIO:
+    """The directory's lock, held until it is closed or the process ends, however it ends."""
+    lock = (path / ".lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ValueError(
+            f"workdir={path}: another process is writing this run; wait for it or choose another "
+            "directory."
+        ) from error
+    return lock
