@@ -7,8 +7,8 @@
     state = checkpoints.restore(step, like)
 
 A step holds a tree of arrays and a JSON object, with the checksums of its files. It is there whole
-or not at all: Orbax writes it aside and renames it. A step that is damaged or lost is refused,
-never passed over.
+or not at all: Orbax writes it aside and renames it. latest.json names the last step, so that one
+that is lost is missed. A step that is damaged or lost is refused, and passed over only on request.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,10 +26,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import LatestN
 
-CHECKSUMS, LATEST = "checksums.json", "latest.json"
-ITEMS = ("state", "about")
+from reasoning.runtime.processes import from_first
+
+# The items of a step, and the files beside them.
+STATE, ABOUT, CHECKSUMS = "state", "about.json", "checksums.json"
+LATEST = "latest.json"
 
 
 class CannotRestore(ValueError):
@@ -42,35 +46,19 @@ class DamagedCheckpoint(CannotRestore):
 class Checkpoints:
     """The steps under one directory, for one writer at a time.
 
+    Of the processes of a job all call `save`, `wait`, `restore` and `close`; the rest only reads
+    and writes files, and is for the first process alone.
+
     Args:
-      directory: made if it is not there.
+      directory: made by `create`, or with the first step.
       keep_last: so many of the latest steps are kept.
-      keep_best: and so many of the best, by the number `best` that is saved with them; higher is
-        better.
     """
 
-    def __init__(
-        self,
-        directory: str | os.PathLike,
-        keep_last: int = 2,
-        keep_best: int = 0,
-        best: str = "",
-    ) -> None:
+    def __init__(self, directory: str | os.PathLike, keep_last: int = 2) -> None:
         self.directory = Path(directory).absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        policies = [LatestN(keep_last)]
-        if keep_best:
-            policies.append(BestN(get_metric_fn=lambda metrics: metrics[best], n=keep_best))
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
-            ),
-            item_names=ITEMS,
-        )
-        self._saving, self._waiting = -1, False
+        self._keep_last, self._opened = keep_last, None
+        self._saving, self._about = -1, {}
+        self._waiting = False
         self._verified: set[int] = set()
 
     def __enter__(self) -> "Checkpoints":
@@ -84,21 +72,52 @@ class Checkpoints:
     ) -> None:
         self.close()
 
+    def create(self) -> None:
+        """Make the directory, in which no step was ever saved; one that is there stays as it is."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not (self.directory / LATEST).exists():
+            _replace(self.directory / LATEST, {"step": -1})
+
     def steps(self) -> list[int]:
         """The complete steps, in order."""
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+        found = self.directory.iterdir() if self.directory.is_dir() else ()
+        return sorted(int(path.name) for path in found if path.name.isdecimal())
 
     def latest(self) -> int | None:
         """The last step; None if none was ever saved.
 
         Raises:
-          DamagedCheckpoint: a later one was there once.
+          DamagedCheckpoint: a later one was there once, or nothing says what was there.
         """
-        steps, named = self.steps(), self.directory / LATEST
-        last = json.loads(named.read_text())["step"] if named.is_file() else -1
-        if last > max(steps, default=-1):
-            raise DamagedCheckpoint(f"{self.directory / str(last)}: is missing.")
+        steps, named = self.steps(), self._named()
+        if named > max(steps, default=-1):
+            raise DamagedCheckpoint(f"{self.directory / str(named)}: is missing.")
         return max(steps, default=None)
+
+    def pass_over(self) -> None:
+        """Make the step before the last one the latest; the last is damaged or lost, or its name.
+
+        At most one step is passed over. Its files are set aside as `damaged_STEP_TIME`.
+
+        Raises:
+          DamagedCheckpoint: none of the steps before is whole; nothing is changed.
+        """
+        before = self.steps()
+        with contextlib.suppress(DamagedCheckpoint):
+            if before and self._named() <= before[-1]:  # neither it nor its name is lost
+                before.pop()
+        if not any(self._is_whole(step) for step in before):
+            raise DamagedCheckpoint(
+                f"{self.directory}: holds no step before that is whole; restore its files from a "
+                "copy, or choose another workdir."
+            )
+        for step in self.steps()[len(before) :]:
+            aside = self.directory / f"damaged_{step}_{time.time():.0f}"
+            (self.directory / str(step)).rename(aside)
+            self._verified.discard(step)
+        _replace(self.directory / LATEST, {"step": before[-1]})
+        if self._opened:
+            self._opened.reload()
 
     def save(self, step: int, state: Any, about: Mapping[str, Any]) -> None:
         """Save a step; it is written while the program goes on.
@@ -112,17 +131,11 @@ class Checkpoints:
           OSError: this or the save before could not be written; the steps before are there.
         """
         self.wait()
-        self._saving, self._waiting = step, True
         flat = _flat(state)
+        self._saving, self._about = step, {**about, "tree": describe(flat)}
+        self._waiting = True
         with self._system_errors():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(flat),
-                    about=ocp.args.JsonSave({**about, "tree": describe(flat)}),
-                ),
-                metrics=about.get("metrics"),
-            )
+            self._manager().save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat)))
 
     def wait(self) -> None:
         """Wait until what is being saved is there.
@@ -130,10 +143,12 @@ class Checkpoints:
         Raises:
           OSError: it could not be written; the steps before are there.
         """
-        waiting, self._waiting = self._waiting, False  # a save that fails is asked about once
+        if not self._waiting:
+            return
+        self._waiting = False  # a save that fails is asked about once
         with self._system_errors():
-            self._manager.wait_until_finished()
-        if waiting and jax.process_index() == 0:
+            self._manager().wait_until_finished()
+        if jax.process_index() == 0:
             _replace(self.directory / LATEST, {"step": self._saving})
 
     def about(self, step: int) -> dict[str, Any]:
@@ -143,10 +158,7 @@ class Checkpoints:
           DamagedCheckpoint: a file of the step is not what was written.
         """
         self._verify(step)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
-        )
-        return restored["about"]
+        return json.loads((self.directory / str(step) / ABOUT).read_text())
 
     def restore(self, step: int, like: Any) -> Any:
         """The state of a complete step.
@@ -160,8 +172,9 @@ class Checkpoints:
           CannotRestore: another tree, naming the first difference.
         """
         wanted = _flat(like)
-        _compare(self.about(step)["tree"], describe(wanted), self.directory / str(step))
-        restored = self._manager.restore(
+        about = from_first(lambda: self.about(step))
+        _compare(about["tree"], describe(wanted), self.directory / str(step))
+        restored = self._manager().restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(jax.tree.map(_abstract, wanted))
@@ -174,17 +187,41 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for what is being saved; nothing can be saved any more."""
         self.wait()
-        self._manager.close()
+        if self._opened:
+            self._opened.close()
 
-    def drop_latest(self) -> None:
-        """Forget the last step, damaged or lost, for the one before it to be the latest."""
-        named = self.directory / LATEST
-        steps = self.steps()
-        lost = json.loads(named.read_text())["step"] if named.is_file() else -1
-        if steps and lost <= steps[-1]:
-            self._verified.discard(steps[-1])
-            self._manager.delete(steps.pop())
-        _replace(named, {"step": max(steps, default=-1)})
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax's view of the directory, from the first save or restore on."""
+        if self._opened is None:
+            self._opened = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=LatestN(self._keep_last),
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
+                ),
+                item_names=(STATE,),
+            )
+        return self._opened
+
+    def _named(self) -> int:
+        """The step that latest.json names; -1: none was ever saved."""
+        path = self.directory / LATEST
+        try:
+            step = json.loads(path.read_text())["step"]
+            if not isinstance(step, int):
+                raise TypeError(f"step {step!r} is no number")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"{path}: cannot be read ({_reason(error)}).") from error
+        return step
+
+    def _is_whole(self, step: int) -> bool:
+        """Whether every file of a step is what was written."""
+        try:
+            self._verify(step)
+        except DamagedCheckpoint:
+            return False
+        return True
 
     @contextlib.contextmanager
     def _system_errors(self) -> Iterator[None]:
@@ -198,12 +235,13 @@ class Checkpoints:
             number = int(code[1])
             raise OSError(number, os.strerror(number), str(self.directory)) from error
 
-    def _add_checksums(self) -> None:
-        """Complete the step whose files are all written; then Orbax renames it."""
+    def _complete(self) -> None:
+        """Add what Orbax does not write to the step that it has written; then it renames it."""
         if jax.process_index() != 0:
             return
         (folder,) = self.directory.glob(f"{self._saving}.*tmp*")
-        files = [path for item in ITEMS for path in (folder / item).rglob("*") if path.is_file()]
+        _replace(folder / ABOUT, self._about)
+        files = [folder / ABOUT, *(path for path in (folder / STATE).rglob("*") if path.is_file())]
         sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
         _replace(folder / CHECKSUMS, sums)
 
@@ -213,9 +251,10 @@ class Checkpoints:
             return
         folder = self.directory / str(step)
         try:
-            sums = json.loads((folder / CHECKSUMS).read_text())
-        except (OSError, ValueError) as error:
-            raise DamagedCheckpoint(f"{folder / CHECKSUMS}: cannot be read ({error}).") from error
+            sums = {ABOUT: "", **json.loads((folder / CHECKSUMS).read_text())}
+        except (OSError, ValueError, TypeError) as error:
+            reason = _reason(error)
+            raise DamagedCheckpoint(f"{folder / CHECKSUMS}: cannot be read ({reason}).") from error
         for name, expected in sums.items():
             path = folder / name
             if not path.is_file():
@@ -239,11 +278,9 @@ def load_tree(directory: str | os.PathLike, like: Any) -> Any:
     """What `save_tree` wrote, with the structure and the shardings of `like`.
 
     Raises:
-      DamagedCheckpoint: it is not what was written.
-      CannotRestore: there is none, or another tree, naming the first difference.
+      DamagedCheckpoint: it is not what was written, or not there.
+      CannotRestore: another tree, naming the first difference.
     """
-    if not Path(directory).is_dir():
-        raise CannotRestore(f"{directory}: there is no checkpoint.")
     with Checkpoints(directory) as checkpoints:
         return checkpoints.restore(0, like)
 
@@ -273,6 +310,11 @@ def _compare(saved: Mapping[str, str], wanted: Mapping[str, str], folder: Path) 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in words and without the file's name."""
+    return error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def _checksum(path: Path) -> str:

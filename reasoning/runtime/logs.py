@@ -8,7 +8,7 @@ Biases.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ class Logs:
       ValueError: a file is shorter than that.
     """
 
-    def __init__(
-        self, path: Path, positions: Mapping[str, int] | None, trackers: Sequence[Tracker] = ()
-    ) -> None:
-        self._trackers = trackers
+    def __init__(self, path: Path, positions: Mapping[str, int] | None) -> None:
+        self._trackers: list[Tracker] = []
         self._files = {name: (path / name).open("a+", buffering=1) for name in FILES}
         self.cut(positions)
+
+    def add(self, tracker: Tracker) -> None:
+        """Tell a tracker of the metrics to come; it is closed with the files."""
+        self._trackers.append(tracker)
 
     def cut(self, positions: Mapping[str, int] | None) -> None:
         """Cut each file back to so many bytes; None: to nothing.

@@ -16,6 +16,7 @@ configuration goes on to the very same numbers, anything else is refused; so is 
 process is writing. Of the processes of one job the first writes; all see the same directory.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,13 +24,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from reasoning.runtime import logs
 from reasoning.runtime.checkpoints import (
@@ -48,8 +48,11 @@ from reasoning.runtime.directory import (
     lock,
     read_object,
 )
+from reasoning.runtime.processes import any_process, from_first
 from reasoning.runtime.provenance import git_revision, versions
 
+# Seconds until the other processes see what the first has written: a network's disks are late.
+VISIBLE = 20.0
 STOPPED = 75  # exit status of a run that was asked to stop: the same command goes on (EX_TEMPFAIL)
 
 
@@ -108,29 +111,15 @@ class Run:
         """
         self.path = Path(workdir)
         self._saving, self._started = saving, time.monotonic()
+        self._checkpoints = Checkpoints(self.path / "checkpoints")
         self._writes = jax.process_index() == 0
-        check_unfinished(workdir, program, config, saving.extend)  # before anything is written
-        self._lock = self._checkpoints = None
-        if self._writes:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.path)
-        try:
-            # Again: whoever held the lock before may have finished the run.
-            check_unfinished(workdir, program, config, saving.extend)
-            # Written down once a phase is found that can go on.
-            self._extends = self._is_extended(config)
-            if self._writes:
-                self._describe(program, config, data)
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("run directory")
-            self._checkpoints = Checkpoints(self.path / "checkpoints")
-            self._logs = self._open_logs(config)
-        except BaseException:
-            if self._checkpoints:
-                self._checkpoints.close()
-            if self._lock:
-                self._lock.close()
-            raise
+        self._logs: logs.Logs | None = None
+        with contextlib.ExitStack() as opened:
+            start = partial(self._start, workdir, program, config, data, opened)
+            self._attempt, self._last, self._extends = from_first(start)
+            opened.enter_context(self._checkpoints)
+            self._check_shared()
+            self._opened = opened.pop_all()
         self._phase, self._extended_from = "", None
         self._saved = time.monotonic()
         self._asked: str | None = None
@@ -149,11 +138,7 @@ class Run:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._checkpoints.close()
-        if self._logs:
-            self._logs.close()
-        if self._lock:
-            self._lock.close()
+        self._opened.close()
 
     @property
     def seconds(self) -> float:
@@ -211,26 +196,25 @@ class Run:
           state: at the start of the phase.
           carried: a JSON object, at the start.
         """
-        self._checkpoints.wait()  # for what the phase before has saved last
-        about = self._last_checkpoint()
-        here = about is not None and about["phase"] == self._phase
+        last = self._last
+        here = last is not None and last["phase"] == self._phase
         if self._extended_from is not None and not here:
             raise CannotRestore(
                 f"extend: {self._phase} has ended at step {self._extended_from} and others came "
                 "after it; only the phase that trained last can be extended."
             )
         if self._extends:
-            self._extend(about)
+            self._extend()
         if not here:
             return state, 0, dict(carried)
-        print(f"{self._phase}: goes on after step {about['step']}.")
-        return self._checkpoints.restore(about["number"], state), about["step"], about["carried"]
+        print(f"{self._phase}: goes on after step {last['step']}.")
+        return self._checkpoints.restore(last["number"], state), last["step"], last["carried"]
 
     def due(self) -> bool:
         """Whether the phase is to be saved after this step: all processes of a job agree."""
         late = time.monotonic() - self._saved > self._saving.every
         late = late or self._must_stop() is not None
-        return bool(_any_process(late))
+        return bool(any_process(late))
 
     def save(self, step: int, state: Any, carried: Mapping[str, Any]) -> None:
         """Save where the phase stands; it is written while the phase goes on.
@@ -241,10 +225,11 @@ class Run:
         started = time.monotonic()
         carried = json.loads(json.dumps(carried))  # a copy: the phase goes on while this is written
         about = {"phase": self._phase, "step": step, "carried": carried, "logs": self._positions()}
-        self._checkpoints.save(self._next, state, about)
-        self._next, self._saved = self._next + 1, time.monotonic()
+        number = self._last["number"] + 1 if self._last else 0
+        self._checkpoints.save(number, state, about)
+        self._last, self._saved = {**about, "number": number}, time.monotonic()
         why = self._must_stop()
-        if _any_process(why is not None):
+        if any_process(why is not None):
             self._checkpoints.wait()
             seconds = time.monotonic() - started
             why = why or "another process"
@@ -261,13 +246,45 @@ class Run:
         told = {"steps": sum(n for n in steps if n), "versions": versions()}
         self._write(RESULTS, {**results, **told, "seconds": round(self.seconds, 1)})
 
+    def _start(
+        self,
+        workdir: str | os.PathLike,
+        program: str,
+        config: Mapping[str, Any],
+        data: str,
+        opened: contextlib.ExitStack,
+    ) -> tuple[int, dict[str, Any] | None, bool]:
+        """Open the directory for writing: the first process's part.
+
+        Returns:
+          the attempt's number, what the last checkpoint is about, and whether the run that is there
+          has fewer steps.
+        """
+        extend = self._saving.extend
+        check_unfinished(workdir, program, config, extend)  # before anything is written
+        self.path.mkdir(parents=True, exist_ok=True)
+        opened.enter_context(lock(self.path))
+        # Again: whoever held the lock before may have finished the run.
+        check_unfinished(workdir, program, config, extend)
+        extended = self._is_extended(config)  # written down once a phase is found that can go on
+        attempt = self._describe(program, config, data)
+        last = self._last_checkpoint()
+        self._logs = logs.Logs(self.path, self._last_positions(last))
+        opened.callback(self._logs.close)
+        self._add_trackers(attempt)
+        return attempt, last, extended
+
     def _is_extended(self, config: Mapping[str, Any]) -> bool:
         """Whether the run that is there has fewer steps."""
         path, config = self.path / CONFIG, json.loads(json.dumps(config))
         return path.is_file() and extends(read_object(path)["config"], config)
 
-    def _describe(self, program: str, config: Mapping[str, Any], data: str) -> None:
-        """Write config.json, or compare the data with those of the run that is there."""
+    def _describe(self, program: str, config: Mapping[str, Any], data: str) -> int:
+        """Write config.json, or compare the data with those of the run that is there.
+
+        Returns:
+          the attempt's number.
+        """
         about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
         self._about = {"program": program, "config": config, "data": data, **about}
         if (self.path / CONFIG).is_file():
@@ -282,13 +299,31 @@ class Run:
             # First: it makes the directory a run's.
             self._write(CONFIG, self._about)
         (self.path / "plots").mkdir(exist_ok=True)
-        self._attempt = 1
-        if (self.path / ATTEMPTS).is_file():
-            self._attempt += len((self.path / ATTEMPTS).read_text().splitlines())
+        attempt = 1 + self._attempts()
+        if attempt == 1:
+            # Before the attempt is noted: a directory that is lost later is missed.
+            self._checkpoints.create()
         with (self.path / ATTEMPTS).open("a") as attempts:
-            logs.append(attempts, {"attempt": self._attempt, "time": time.time(), **about})
+            logs.append(attempts, {"attempt": attempt, "time": time.time(), **about})
+        return attempt
 
-    def _extend(self, last: Mapping[str, Any] | None) -> None:
+    def _attempts(self) -> int:
+        """How many attempts are noted."""
+        path = self.path / ATTEMPTS
+        return len(path.read_text().splitlines()) if path.is_file() else 0
+
+    def _check_shared(self) -> None:
+        """Refuse a directory that is not the same one for every process of the job (ValueError)."""
+        limit = time.monotonic() + VISIBLE
+        while not (seen := self._attempts() == self._attempt) and time.monotonic() < limit:
+            time.sleep(0.1)
+        if any_process(not seen):
+            raise ValueError(
+                f"workdir={self.path}: the processes of this job do not all see what the first one "
+                "writes there; choose a directory that all hosts share."
+            )
+
+    def _extend(self) -> None:
         """Make an extended run of a finished one: what comes after training comes again."""
         self._extends = False
         if not self._writes:
@@ -300,38 +335,41 @@ class Run:
             if read_object(mark)["steps"] is None:
                 mark.unlink()
         self._write(CONFIG, self._about)
-        self._logs.cut(self._last_positions(last))
+        self._logs.cut(self._last_positions(self._last))
 
-    def _last_checkpoint(self) -> dict[str, Any] | None:
+    def _last_checkpoint(self, passed_over: bool = False) -> dict[str, Any] | None:
         """What the last checkpoint is about, with its number; None if there is none.
 
+        Args:
+          passed_over: one that was damaged was passed over before; a second one is not.
+
         Raises:
-          DamagedCheckpoint: it is damaged, and `use_previous` is not set.
+          DamagedCheckpoint: it is damaged, and is not to be passed over.
         """
         try:
             number = self._checkpoints.latest()
             return None if number is None else {**self._checkpoints.about(number), "number": number}
         except DamagedCheckpoint as error:
+            if passed_over:
+                raise DamagedCheckpoint(
+                    f"{error} So was the checkpoint after it; restore the files, or give the same "
+                    "command again to go on from the one before."
+                ) from error
             if not self._saving.use_previous:
                 raise DamagedCheckpoint(
                     f"{error} Restore the file, or go on from the checkpoint before with "
                     "--use_previous_checkpoint."
                 ) from error
-            self._checkpoints.drop_latest()
+            self._checkpoints.pass_over()
             print(f"{error} Going on from the checkpoint before.")
-            return self._last_checkpoint()
+            return self._last_checkpoint(passed_over=True)
 
-    def _open_logs(self, config: Mapping[str, Any]) -> logs.Logs | None:
-        """Open the logs where the last save has left them; None where another process writes."""
-        last = self._last_checkpoint()
-        self._next = last["number"] + 1 if last else 0
-        if not self._writes:
-            return None
-        trackers = [logs.tensorboard(self.path / "events" / str(self._attempt))]
+    def _add_trackers(self, attempt: int) -> None:
+        """Tell others of the metrics, too."""
+        self._logs.add(logs.tensorboard(self.path / "events" / str(attempt)))
         if self._saving.wandb_project:
-            project = self._saving.wandb_project
-            trackers.append(logs.weights_and_biases(project, self.path, config))
-        return logs.Logs(self.path, self._last_positions(last), trackers)
+            project, config = self._saving.wandb_project, self._about["config"]
+            self._logs.add(logs.weights_and_biases(project, self.path, config))
 
     def _last_positions(self, last: Mapping[str, Any] | None) -> dict[str, int] | None:
         """How long the logs were at the last checkpoint, or when the last phase ended."""
@@ -368,10 +406,3 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-
-
-def _any_process(said: bool) -> bool:
-    """Whether any process of the job says so."""
-    if jax.process_count() == 1:
-        return said
-    return bool(multihost_utils.process_allgather(np.array(said)).any())

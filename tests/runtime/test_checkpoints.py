@@ -50,6 +50,9 @@ def test_a_state_comes_back_bit_for_bit(saved):
 
 def test_a_new_directory_holds_nothing(tmp_path):
     with Checkpoints(tmp_path / "new") as checkpoints:
+        with pytest.raises(DamagedCheckpoint, match=r"latest\.json: cannot be read \(No such file"):
+            checkpoints.latest()
+        checkpoints.create()
         assert checkpoints.latest() is None and checkpoints.steps() == []
 
 
@@ -62,14 +65,6 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path):
             state = add(state)  # gives its memory away while the step is being written
             checkpoints.wait()
             assert (np.asarray(checkpoints.restore(step, state)["w"]) == step).all()
-
-
-def test_the_best_are_kept(tmp_path):
-    with Checkpoints(tmp_path, keep_last=1, keep_best=2, best="pass@1") as checkpoints:
-        for step, value in enumerate([0.1, 0.9, 0.3, 0.8, 0.2]):
-            checkpoints.save(step, make_state(), {"metrics": {"pass@1": value}})
-        checkpoints.wait()
-        assert checkpoints.steps() == [1, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -93,9 +88,9 @@ def test_another_tree_is_refused_by_its_first_difference(saved, change, differen
 
 
 def files(step):
-    """All that are not empty, but for Orbax's notes beside the items, which nothing reads."""
-    inner = [path for item in ("state", "about") for path in (step / item).rglob("*")]
-    return [path for path in [*inner, step / "checksums.json"] if path.is_file()
+    """All that are not empty, but for Orbax's notes beside the state, which nothing reads."""
+    ours = [step / "about.json", step / "checksums.json"]
+    return [path for path in [*(step / "state").rglob("*"), *ours] if path.is_file()
             and path.stat().st_size]
 
 
@@ -126,18 +121,51 @@ def test_a_step_that_is_lost_is_missed(saved):
     with Checkpoints(saved) as checkpoints:
         with pytest.raises(DamagedCheckpoint, match=r"3: is missing\."):
             checkpoints.latest()
-        checkpoints.drop_latest()
+        checkpoints.pass_over()
         assert checkpoints.latest() == 2
 
 
-def test_a_damaged_step_can_be_dropped(saved):
-    (saved / "3" / "checksums.json").write_text("{}")
+@pytest.mark.parametrize("sums", ["{}", "[1]", "{", ""])
+def test_a_damaged_step_is_passed_over_and_set_aside(saved, sums):
+    (saved / "3" / "checksums.json").write_text(sums)
     with Checkpoints(saved) as checkpoints:
-        checkpoints.drop_latest()
+        with pytest.raises(DamagedCheckpoint):
+            checkpoints.about(3)
+        checkpoints.pass_over()
         assert checkpoints.latest() == 2
+        (aside,) = saved.glob("damaged_3_*")
+        assert (aside / "checksums.json").read_text() == sums
         checkpoints.save(3, make_state(7), {})
         checkpoints.wait()
         same(checkpoints.restore(3, make_state()), make_state(7))
+
+
+@pytest.mark.parametrize("content", ["", '{"sTep": 3}', "[1]", '{"step": "3"}', None])
+def test_a_damaged_name_of_the_last_step_is_said_and_mended(saved, content):
+    if content is None:
+        (saved / "latest.json").unlink()
+    else:
+        (saved / "latest.json").write_text(content)
+    with Checkpoints(saved) as checkpoints:
+        with pytest.raises(DamagedCheckpoint, match=r"latest\.json: cannot be read \(.+\)\."):
+            checkpoints.latest()
+        checkpoints.pass_over()
+        assert checkpoints.latest() == 3 and checkpoints.steps() == [2, 3]
+        same(checkpoints.restore(3, make_state()), make_state(3))
+
+
+@pytest.mark.parametrize("damaged", [("2", "3"), ("2", "3", "latest.json"), ("3", "2/state")])
+def test_where_no_step_is_whole_none_is_passed_over(saved, damaged):
+    for name in damaged:
+        path = saved / name
+        target = path if path.is_file() else next(path.rglob("manifest.ocdbt"))
+        target.write_bytes(b"")
+    before = sorted(saved.rglob("*"))
+    with Checkpoints(saved) as checkpoints:
+        for _ in range(2):
+            with pytest.raises(DamagedCheckpoint, match="holds no step before that is whole"):
+                checkpoints.pass_over()
+    assert sorted(saved.rglob("*")) == before
 
 
 def test_a_disk_that_is_full_is_an_os_error_and_the_step_before_is_there(saved, monkeypatch):
@@ -149,7 +177,7 @@ def test_a_disk_that_is_full_is_an_os_error_and_the_step_before_is_there(saved, 
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(4, make_state(4), {})
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoints._manager, "wait_until_finished", fail)
+            patch.setattr(checkpoints._manager(), "wait_until_finished", fail)
             with pytest.raises(OSError, match="No space left on device") as error:
                 checkpoints.wait()
         assert error.value.errno == 28 and error.value.filename == str(saved)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from reasoning.runtime.runs import Run, Saving
 PROGRAM = "experiments.sft"
 CONFIG = {"seed": 0, "model": {"preset": "0.1m", "d_model": 64}, "rates": (1e-3, 3e-4)}
 ALWAYS, SELDOM = Saving(every=0.0), Saving(every=1e9)
+PREVIOUS = Saving(every=0.0, use_previous=True)
 
 
 @pytest.fixture(autouse=True)
@@ -369,9 +371,64 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_used_if_asked(
     with pytest.raises(ValueError, match=r"its content is not .* --use_previous_checkpoint\."):
         Run(workdir, PROGRAM, CONFIG, "data", ALWAYS)
     assert snapshot(workdir / "checkpoints") == before
-    complete(workdir, Saving(every=0.0, use_previous=True))
+    complete(workdir, PREVIOUS)
     assert "seed0/base: goes on after step 2." in capsys.readouterr().out
     assert kept(workdir) == kept(tmp_path / "alone")
+
+
+def damage(step):
+    next((step / "state").rglob("manifest.ocdbt")).write_bytes(b"")
+
+
+def refused_and_unchanged(workdir, saving, match):
+    """A start that is refused leaves checkpoints and logs as they are."""
+    names = ("checkpoints", "metrics.jsonl", "completions.jsonl")
+    before = {str(path): content for path, content in snapshot(workdir).items()
+              if path.startswith(names)}
+    with pytest.raises(ValueError, match=match):
+        Run(workdir, PROGRAM, CONFIG, "data", saving)
+    assert before == {path: content for path, content in snapshot(workdir).items()
+                      if path.startswith(names)}
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_started_again(workdir):
+    stopped_run(workdir)
+    for name in ("1", "2"):
+        damage(workdir / "checkpoints" / name)
+    for _ in range(2):
+        refused_and_unchanged(workdir, PREVIOUS, "holds no step before that is whole")
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "checkpoints/latest.json", "every step"])
+def test_lost_checkpoints_are_no_fresh_start(workdir, lost):
+    stopped_run(workdir)
+    if lost == "every step":
+        for name in ("1", "2"):
+            shutil.rmtree(workdir / "checkpoints" / name)
+    elif lost == "checkpoints":
+        shutil.rmtree(workdir / lost)
+    else:
+        (workdir / lost).unlink()
+    refused_and_unchanged(workdir, ALWAYS, r"(cannot be read|is missing).* --use_previous_checkp")
+    if lost == "checkpoints/latest.json":
+        complete(workdir, PREVIOUS)
+    else:
+        refused_and_unchanged(workdir, PREVIOUS, "holds no step before that is whole")
+
+
+def test_a_run_that_was_killed_before_its_first_save_starts_again(workdir):
+    unfinished_run(workdir, 1.5)
+    with Run(workdir, PROGRAM, CONFIG) as run:
+        assert run.resume(None, {}) == (None, 0, {})
+
+
+@pytest.mark.parametrize("content", ["", '{"sTep": 3}', "[1]", '{"step": "3"}'])
+def test_a_damaged_name_of_the_last_checkpoint_is_one_sentence(workdir, capsys, content):
+    stopped_run(workdir)
+    (workdir / "checkpoints" / "latest.json").write_text(content)
+    refused_and_unchanged(workdir, ALWAYS, r"latest\.json: cannot be read .* --use_previous_ch")
+    complete(workdir, PREVIOUS)
+    assert "seed0/base: goes on after step 3." in capsys.readouterr().out
 
 
 def test_a_log_that_is_too_short_is_refused(workdir):
