@@ -231,8 +231,6 @@ def train(
         pad_id=setup.text_format.pad_id,
         seed=seed,
         first=start,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
     )
     key = launch.run_key(seed, "assign")
     longest_prompt = max(len(example.prompt) for example in examples)

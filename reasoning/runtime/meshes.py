@@ -146,24 +146,30 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
-    """Arrays whose rows are cut over the mesh, from each process's share of the rows.
+    """Arrays whose rows are cut over the mesh, from all rows, which every process has.
+
+    A process puts on its devices the rows that belong there. Those of another process may be the
+    same ones, where a group of `tensor` spans hosts.
 
     Raises:
       ValueError: the rows cannot be cut evenly.
     """
     if mesh is None:
         return batch
-    parts, processes = math.prod(mesh.shape[axis] for axis in ROWS), jax.process_count()
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
     for array in jax.tree.leaves(batch):
-        if array.shape[0] * processes % parts:
+        if array.shape[0] % parts:
             raise ValueError(
-                f"rows={array.shape[0] * processes}: must be a multiple of the {parts} parts that "
-                "replica, data and fsdp of the mesh make."
+                f"rows={array.shape[0]}: must be a multiple of the {parts} parts that replica, "
+                "data and fsdp of the mesh make."
             )
     sharding = row_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-    )
+
+    def cut(rows: Any) -> jax.Array:
+        rows = np.asarray(rows)
+        return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+    return jax.tree.map(cut, batch)
 
 
 def start_processes(coordinator: str | None, num_processes: int | None, index: int | None) -> None:

@@ -46,12 +46,6 @@ def make_batch(step):
     )
 
 
-def mine(rows):
-    """This process's share of the rows."""
-    share = len(rows) // jax.process_count()
-    return rows[jax.process_index() * share :][:share]
-
-
 def train_and_sample(mesh):
     """Losses of STEPS steps, what the policy then writes, and the state."""
     optimizer = make_optimizer(OptimizerConfig(name="muon", num_steps=STEPS))
@@ -60,11 +54,8 @@ def train_and_sample(mesh):
     with use_mesh(mesh):
         state = init_state(init_sharded(CONFIG, jax.random.key(0), mesh), optimizer)
         for step in range(STEPS):
-            batch, own = jax.tree.map(mine, (make_batch(step), tags))
-            state, metrics = sft_update(
-                state, shard_rows(batch, mesh), shard_rows(own, mesh), config=CONFIG,
-                optimizer=optimizer,
-            )
+            batch, rows = shard_rows((make_batch(step), tags), mesh)
+            state, metrics = sft_update(state, batch, rows, config=CONFIG, optimizer=optimizer)
             losses.append(float(metrics["loss"]))
         prompts = np.random.default_rng(0).integers(3, 30, (8, 6)).astype(np.int32)
         samples = sample(

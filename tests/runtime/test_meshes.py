@@ -1,11 +1,6 @@
 """Meshes: the same numbers on one device, on eight, and in two processes; refusals."""
 
-import json
 import math
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
+from jobs import two_processes
 
 from reasoning.models.axes import constrain, partition
 from reasoning.models.config import ModelConfig
@@ -61,20 +57,12 @@ def test_eight_devices_train_and_sample_as_one(alone, shape):
             assert leaf.sharding.shard_shape(leaf.shape) == cut[leaf.shape].shard_shape(leaf.shape)
 
 
-@pytest.mark.slow
-def test_two_processes_are_as_one(alone):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, str(Path(mesh_worker.__file__)), "2x2x2", "4", "2"]
-    both = [
-        subprocess.Popen([*command, str(i), address], stdout=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    for process in both:
-        out, _ = process.communicate(timeout=400)
-        assert process.returncode == 0
-        told = json.loads(out.splitlines()[-1])
+@pytest.mark.parametrize(("shape", "devices"), [
+    pytest.param("2x2x2", 4, marks=pytest.mark.slow),
+    pytest.param("1x1x2", 1, marks=pytest.mark.slow),  # both processes hold the same rows
+])
+def test_two_processes_are_as_one(alone, shape, devices):
+    for told in two_processes("mesh_worker.py", shape, devices, 2):
         np.testing.assert_allclose(told["losses"], alone[0], atol=1e-5, rtol=0)
         np.testing.assert_array_equal(told["tokens"], alone[1])
 
