@@ -20,6 +20,7 @@ from reasoning.evaluation import reports
 from reasoning.runtime.checkpoints import CannotRestore
 from reasoning.runtime.directory import finished_results
 from reasoning.runtime.meshes import check_accelerator, start_processes, use_mesh
+from reasoning.runtime.processes import RefusedElsewhere, from_first
 from reasoning.runtime.provenance import fingerprint
 from reasoning.runtime.runs import Run, Saving
 
@@ -83,7 +84,7 @@ def usable_directory() -> Iterator[None]:
     """A run whose directory cannot be read or written any more ends with one line."""
     try:
         yield
-    except CannotRestore as error:
+    except (CannotRestore, RefusedElsewhere) as error:
         refuse(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -149,7 +150,8 @@ def prepare(
     """
     with refusals():
         setup = build(config)
-        results = finished_results(workdir, program, config.to_dict(), saving().extend)
+        extend = saving().extend
+        results = from_first(lambda: finished_results(workdir, program, config.to_dict(), extend))
     if results is not None:
         print(f"{workdir}: finished at step {results['steps']}, nothing is changed.")
     return setup, results

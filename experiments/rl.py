@@ -12,7 +12,7 @@ compiles into one program with sampler and update; others are judged on the host
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -267,9 +267,9 @@ def improve_policies(
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
     config = rl_config(setup, settings, early_exit=not seeds_side_by_side(len(seeds)))
     state, plan, keys = start_seeds(setup, policies, data, settings, config, seeds)
-    spent = {"steps": settings.steps, "tokens": 0.0, "seconds": 0.0}
+    spent = {"tokens": 0.0, "seconds": 0.0}
     state, done, carried = run.resume(state, {"spent": spent, "verdicts": verdicts_of(setup.judge)})
-    spent = carried["spent"]
+    spent = {**carried["spent"], "steps": settings.steps}
     if isinstance(setup.judge, AnswerJudge):  # the same answer gets the same reward again
         setup.judge.load_memo(carried["verdicts"])
 
@@ -286,10 +286,9 @@ def improve_policies(
     with compiled_steps(
         setup, data.problems, settings, config, rl_optimizer(settings), len(seeds)
     ) as advance:
-        for start in range(done, settings.steps, unit):
+        for start, stop in parts(done, settings.steps, unit):
             if start % settings.validate_every == 0:
                 check_in(start)
-            stop = min(start + unit, settings.steps)
             prompts = jax.tree.map(lambda x: x[plan[:, start:stop]], data.prompts)  # noqa: B023
             state, metrics = advance(state, prompts, keys[:, start:stop])
             tokens = record(run, progress, name, start, seeds, jax.device_get(metrics))
@@ -308,6 +307,17 @@ def improve_policies(
 def verdicts_of(judge: HostFunction) -> dict[str, Any]:
     """What a judge remembers; a task's verifier needs no memory."""
     return judge.memo() if isinstance(judge, AnswerJudge) else {}
+
+
+def parts(done: int, steps: int, unit: int) -> Iterator[tuple[int, int]]:
+    """The steps from `done` on, cut at the multiples of `unit`: start and stop of each part.
+
+    An extended run may start between two multiples.
+    """
+    while done < steps:
+        stop = min(done - done % unit + unit, steps)
+        yield done, stop
+        done = stop
 
 
 def one_seed(setup: Setup, params: Any, i: int) -> Any:

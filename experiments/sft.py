@@ -221,8 +221,9 @@ def train(
     settings, loss = config[phase], config.loss
     optimizer = make_optimizer(optimizer_config(settings))
     state, start, spent = run.resume(
-        init_state(params, optimizer), {"steps": settings.steps, "tokens": 0.0, "seconds": 0.0}
+        init_state(params, optimizer), {"tokens": 0.0, "seconds": 0.0}
     )
+    spent["steps"] = settings.steps
     batches = pipelines.trace_batches(
         examples,
         rows=settings.rows,

@@ -64,9 +64,12 @@ def finished_results(
 
 
 def extends(old: Any, new: Any, key: str = "") -> bool:
-    """Whether a configuration asks for more steps somewhere, and else for the same."""
+    """Whether a configuration asks for more steps somewhere, and else for the same.
+
+    Not where there were none: phases that have ended would have started from another policy.
+    """
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
-        return old == new or (key == "steps" and new > old)
+        return old == new or (key == "steps" and new > old > 0)
     same = old.keys() == new.keys()
     return same and old != new and all(
         old[key] == new[key] or extends(old[key], new[key], key) for key in old

@@ -36,7 +36,6 @@ from reasoning.runtime.checkpoints import (
     CannotRestore,
     Checkpoints,
     DamagedCheckpoint,
-    load_tree,
     save_tree,
 )
 from reasoning.runtime.directory import (
@@ -147,11 +146,13 @@ class Run:
 
     def log_metrics(self, phase: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl, and its numbers to the trackers."""
+        self._check_extended()
         if self._logs:
             self._logs.metrics(phase, step, metrics)
 
     def log_completions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to completions.jsonl."""
+        self._check_extended()
         if self._logs:
             self._logs.completions(rows)
 
@@ -171,15 +172,14 @@ class Run:
             returns none.
           steps: how many the phase is to have; None where it does not train.
         """
-        mark, policy = self.path / "finished" / f"{name}.json", self.path / "policies" / name
-        self._phase, self._extended_from = name, None
-        if mark.is_file():
-            found = read_object(mark)
-            if found["steps"] == steps and not (self._extends and steps is None):
-                outcome = found["outcome"]
-                return (None if like is None else load_tree(policy, like)), outcome
-            self._extended_from = found["steps"]
+        policy = self.path / "policies" / name
+        with Checkpoints(policy) as saved:
+            found = from_first(lambda: self._mark(name, steps, None if like is None else saved))
+            if found and found["steps"] == steps:
+                return (None if like is None else saved.restore(0, like)), found["outcome"]
+        self._phase, self._extended_from = name, found and found["steps"]
         params, outcome = work()
+        self._checkpoints.wait()  # the mark says that the phase's last checkpoint is there
         if like is not None:
             save_tree(policy, params, {"phase": name})
         outcome = json.loads(json.dumps(outcome, default=logs.plain))
@@ -188,6 +188,42 @@ class Run:
             {"outcome": outcome, "steps": steps, "logs": self._positions()},
         )
         return params, outcome
+
+    def _mark(
+        self, name: str, steps: int | None, saved: Checkpoints | None
+    ) -> dict[str, Any] | None:
+        """What a phase has ended with; None where it is to be worked out.
+
+        Args:
+          saved: its parameters; None where it has none.
+
+        Raises:
+          DamagedCheckpoint: they are damaged, and are not to be made again.
+        """
+        mark = self.path / "finished" / f"{name}.json"
+        if not mark.is_file() or (self._extends and steps is None):
+            return None
+        found = read_object(mark)
+        if saved is None or found["steps"] != steps:
+            return found
+        try:
+            saved.about(0)
+        except DamagedCheckpoint as error:
+            if self._last is None or self._last["phase"] != name:
+                raise DamagedCheckpoint(
+                    f"{error} Restore the file from a copy, or choose another workdir: the "
+                    "checkpoints are of a later phase."
+                ) from error
+            if not self._saving.use_previous:
+                raise DamagedCheckpoint(
+                    f"{error} Restore the file from a copy, or go on from the last checkpoint of "
+                    "its phase with --use_previous_checkpoint."
+                ) from error
+            print(f"{error} Making it again from the last checkpoint of its phase.")
+            mark.unlink()
+            self._logs.cut(self._last_positions(self._last))
+            return None
+        return found
 
     def resume(self, state: Any, carried: Mapping[str, Any]) -> tuple[Any, int, dict[str, Any]]:
         """Where this phase stands: state, steps done, and what else was carried along.
@@ -242,6 +278,7 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json, which marks the run as finished."""
+        self._check_extended()
         steps = [read_object(mark)["steps"] for mark in (self.path / "finished").rglob("*.json")]
         told = {"steps": sum(n for n in steps if n), "versions": versions()}
         self._write(RESULTS, {**results, **told, "seconds": round(self.seconds, 1)})
@@ -321,6 +358,14 @@ class Run:
             raise ValueError(
                 f"workdir={self.path}: the processes of this job do not all see what the first one "
                 "writes there; choose a directory that all hosts share."
+            )
+
+    def _check_extended(self) -> None:
+        """Refuse to write before a phase of an extended run was found that can go on."""
+        if self._extends:
+            raise CannotRestore(
+                "extend: no phase of this run has fewer steps, what the configuration adds trains "
+                f"nothing here; give the steps of {self.path / CONFIG}."
             )
 
     def _extend(self) -> None:

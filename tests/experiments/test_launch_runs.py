@@ -52,7 +52,12 @@ def test_a_finished_run_says_so_and_is_extended_when_asked(finished):
     assert "seed0/mixed: goes on after step 6." in longer.stdout
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
     assert [row["step"] for row in rows if row["phase"] == "mixed"] == list(range(8))
-    assert json.loads((finished / "results.json").read_text())["steps"] == 6 + 8
+    results = json.loads((finished / "results.json").read_text())
+    assert results["steps"] == 6 + 8 and results["arms"]["mixed"]["training"]["steps"] == 8
+    before = (finished / "completions.jsonl").read_text()
+    other = ("--config.finetune.steps=8", "--config.rl.steps=9", "--extend")
+    refused(launch(finished, *other), "extend: no phase of this run has fewer steps")
+    assert (finished / "completions.jsonl").read_text() == before
 
 
 @pytest.mark.slow

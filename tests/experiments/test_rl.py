@@ -98,6 +98,12 @@ def test_every_step_and_validation_is_logged(together):
     assert {"prompt", "completion", "reason", "step", "arm"} <= set(completions[0])
 
 
+def test_an_extended_run_meets_the_validations_again():
+    assert list(rl.parts(0, 10, 4)) == [(0, 4), (4, 8), (8, 10)]
+    assert list(rl.parts(10, 20, 4)) == [(10, 12), (12, 16), (16, 20)]
+    assert list(rl.parts(20, 20, 4)) == []
+
+
 def test_schedule_visits_every_problem_once_an_epoch():
     plan = rl.schedule(num_problems=10, num_steps=7, per_step=5, seed=3)
     assert plan.shape == (7, 5)

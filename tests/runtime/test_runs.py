@@ -519,12 +519,67 @@ def test_git_revision_is_none_without_git(monkeypatch):
     assert provenance.git_revision() is None
 
 
+# Damaged policies
+
+
+def damaged_policy(workdir, phase):
+    """A run that was killed in its second phase, after the policy of one was damaged."""
+    with pytest.raises(Killed), Run(workdir, PROGRAM, CONFIG, "data", ALWAYS) as run:
+        first, _ = train(run, "seed0/base")
+        if phase == "seed0/mixed":
+            train(run, phase, start=float(first["w"][0]))
+        raise Killed
+    damage(workdir / "policies" / phase / "0")
+
+
+@pytest.mark.parametrize("phase", ["seed0/base", "seed0/mixed"])
+def test_a_damaged_policy_is_made_again_from_its_last_checkpoint_if_asked(
+    tmp_path, workdir, capsys, phase
+):
+    complete(tmp_path / "alone")
+    damaged_policy(workdir, phase)
+    marks = snapshot(workdir / "finished")
+    with pytest.raises(ValueError, match=r"policies/seed0/.*copy, or .* --use_previous_checkpoint"):
+        complete(workdir)
+    assert snapshot(workdir / "finished") == marks
+    complete(workdir, PREVIOUS)
+    assert f"{phase}: goes on after step 6." in capsys.readouterr().out
+    assert kept(workdir) == kept(tmp_path / "alone")
+
+
+def test_a_damaged_policy_that_no_checkpoint_holds_is_refused(workdir):
+    damaged_policy(workdir, "seed0/mixed")
+    shutil.rmtree(workdir / "policies" / "seed0" / "base")
+    for saving in (ALWAYS, PREVIOUS):
+        before = snapshot(workdir / "finished")
+        with pytest.raises(ValueError, match=r"choose another workdir: .* of a later phase\.$"):
+            complete(workdir, saving)
+        assert snapshot(workdir / "finished") == before
+
+
+def test_a_phase_has_ended_only_when_its_last_checkpoint_is_there(workdir):
+    with Run(workdir, PROGRAM, CONFIG) as run:
+
+        def work():
+            run.save(1, {"w": jnp.ones(3)}, {})
+            return {"w": jnp.ones(3)}, {}
+
+        run.phase("base", work, like={"w": jnp.ones(3)}, steps=1)
+        named = json.loads((workdir / "checkpoints" / "latest.json").read_text())
+        assert named == {"step": 0} and (workdir / "finished" / "base.json").is_file()
+
+
 # Extension
 
 
-def train_to(workdir, steps, extend=False, phases=("seed0/base", "seed0/mixed")):
+def configuration(steps, rl=6):
+    """Steps of a phase, and of others that nothing trains."""
+    return {"seed": 0, "pretrain": {"steps": 0}, "finetune": {"steps": steps}, "rl": {"steps": rl}}
+
+
+def train_to(workdir, steps, extend=False, phases=("seed0/base", "seed0/mixed"), rl=6):
     """Phases of so many steps each, the last one's number from `steps`, then a result."""
-    config = {"seed": 0, "finetune": {"steps": steps}}
+    config = configuration(steps, rl)
     with Run(workdir, PROGRAM, config, "data", Saving(extend=extend)) as run:
         for name in phases:
             total = steps if name == phases[-1] else 3
@@ -552,7 +607,7 @@ def test_an_extended_run_is_the_longer_run(tmp_path, workdir):
     short = train_to(workdir, 4)
     assert finished_results(workdir, PROGRAM, short)["steps"] == 3 + 4
     before = snapshot(workdir)
-    long = {"seed": 0, "finetune": {"steps": 6}}
+    long = configuration(6)
     with pytest.raises(ValueError, match=r"finetune\.steps is 4 there and 6 here"):
         finished_results(workdir, PROGRAM, long)
     assert finished_results(workdir, PROGRAM, long, extend=True) is None
@@ -569,13 +624,24 @@ def test_an_extended_run_is_the_longer_run(tmp_path, workdir):
 
 
 @pytest.mark.parametrize("config", [
-    {"seed": 0, "finetune": {"steps": 3}}, {"seed": 1, "finetune": {"steps": 6}},
-    {"seed": 0, "finetune": {"steps": 6, "rows": 1}},
+    {"finetune": {"steps": 3}}, {"seed": 1, "finetune": {"steps": 6}},
+    {"finetune": {"steps": 6, "rows": 1}}, {"pretrain": {"steps": 5}},
 ])
 def test_only_more_steps_extend_a_run(workdir, config):
-    train_to(workdir, 4)
+    old = train_to(workdir, 4)
     with pytest.raises(ValueError, match="another configuration"):
-        finished_results(workdir, PROGRAM, config, extend=True)
+        finished_results(workdir, PROGRAM, {**old, **config}, extend=True)
+
+
+def test_more_steps_of_what_a_program_never_trains_are_refused(workdir):
+    old = train_to(workdir, 4)
+    names = ("config.json", "results.json", "completions.jsonl", "finished/seed0/results.json")
+    before = {name: (workdir / name).read_text() for name in names}
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"extend: no phase of this run has fewer steps"):
+            train_to(workdir, 4, extend=True, rl=9)
+    assert before == {name: (workdir / name).read_text() for name in names}
+    assert finished_results(workdir, PROGRAM, old)["steps"] == 3 + 4
 
 
 def test_a_phase_that_others_came_after_cannot_be_extended_and_nothing_is_changed(workdir):
@@ -583,7 +649,7 @@ def test_a_phase_that_others_came_after_cannot_be_extended_and_nothing_is_change
     files = ("config.json", "results.json", "metrics.jsonl", "completions.jsonl")
     before = {name: (workdir / name).read_text() for name in files}
     marks = snapshot(workdir / "finished").keys()
-    longer = {"seed": 0, "finetune": {"steps": 6}}
+    longer = configuration(6)
     with (
         Run(workdir, PROGRAM, longer, "data", Saving(extend=True)) as run,
         pytest.raises(ValueError, match=r"extend: seed0/mixed has ended at step 3"),
