@@ -27,6 +27,7 @@ from experiments.rl_steps import (
     chosen_reward,
     compiled_reward,
     compiled_steps,
+    devices_for,
     seeds_side_by_side,
 )
 from experiments.sft import (
@@ -48,6 +49,7 @@ from reasoning.learning import rollouts as ro
 from reasoning.learning.algorithms import make_algorithm
 from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
+from reasoning.learning.rl_updates import seeds_sharding
 from reasoning.learning.rollouts import Metrics
 from reasoning.rewards.device import problem_arrays
 from reasoning.rewards.host import HostFunction
@@ -267,6 +269,9 @@ def improve_policies(
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
     config = rl_config(setup, settings, early_exit=not seeds_side_by_side(len(seeds)))
     state, plan, keys = start_seeds(setup, policies, data, settings, config, seeds)
+    if compiled_reward(setup, settings) and devices_for(len(seeds)) > 1:
+        # What is restored stays where its like was, and the program runs on these devices.
+        state = jax.device_put(state, seeds_sharding(devices_for(len(seeds))))
     spent = {"tokens": 0.0, "seconds": 0.0}
     state, done, carried = run.resume(state, {"spent": spent, "verdicts": verdicts_of(setup.judge)})
     spent = {**carried["spent"], "steps": settings.steps}

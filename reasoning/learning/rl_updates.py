@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from reasoning.learning import losses
 from reasoning.learning.algorithms import Algorithm
@@ -329,6 +329,13 @@ def scan_steps(
     return steps
 
 
+def seeds_sharding(num_devices: int) -> NamedSharding:
+    """A leading axis `[seeds]` cut over the first so many devices; their number divides it."""
+    devices = jax.devices()[:num_devices]
+    mesh = jax.make_mesh((num_devices,), ("seeds",), (AxisType.Auto,), devices=devices)
+    return NamedSharding(mesh, PartitionSpec("seeds"))
+
+
 def all_seeds(
     steps: Callable[[PolicyState, PromptBatch, jax.Array], tuple[PolicyState, Metrics]],
     side_by_side: bool,
@@ -350,10 +357,8 @@ def all_seeds(
 
     if num_devices == 1:
         return one_device
-    devices = jax.devices()[:num_devices]
-    mesh = jax.make_mesh((num_devices,), ("seeds",), (AxisType.Auto,), devices=devices)
     # No device reads another one's seeds; the check would want every constant marked as varying.
+    cut = seeds_sharding(num_devices)
     return jax.shard_map(
-        one_device, mesh=mesh, in_specs=PartitionSpec("seeds"), out_specs=PartitionSpec("seeds"),
-        check_vma=False,
+        one_device, mesh=cut.mesh, in_specs=cut.spec, out_specs=cut.spec, check_vma=False
     )

@@ -12,7 +12,7 @@ from experiments.configs import smoke
 from reasoning.models.transformer import init_params
 from reasoning.rewards.verdicts import Verdicts
 from reasoning.runtime.checkpoints import load_tree
-from reasoning.runtime.runs import Run
+from reasoning.runtime.runs import Run, Saving
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,13 @@ def use_reward(monkeypatch, reward):
     monkeypatch.setattr(rl_steps, "device_reward", lambda *_: reward)
 
 
-def reinforce(path, setup, policies, seeds, **changes):
+def reinforce(path, setup, policies, seeds, max_minutes=None, **changes):
     """The policies, what it took, and the lines of the two logs."""
     config = smoke.get_config()
     config.update_from_flattened_dict({f"rl.{name}": value for name, value in changes.items()})
     data = rl.rl_problems(setup, config.rl, config.seed)
-    with Run(path, rl.PROGRAM, config.to_dict()) as run:
+    saving = Saving(max_minutes=max_minutes)
+    with Run(path, rl.PROGRAM, config.to_dict(), saving=saving) as run:
         out, spent = rl.reinforce(run, setup, policies, data, config.rl, "arm", seeds)
     logs = [
         [json.loads(line) for line in (path / f"{name}.jsonl").open()]
@@ -73,6 +74,37 @@ def test_seeds_in_one_program_are_the_seeds_alone_and_in_turn(
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), alone[0], other)
     rates = [row for row in metrics if "tokens_per_second/sampling" in row]
     assert len(rates) == 3 and all(row["tokens_per_second/update"] > 0 for row in rates)
+
+
+def test_seeds_on_several_devices_are_restored_there(setup, policy, tmp_path, monkeypatch):
+    use_reward(monkeypatch, spelled_reward)
+
+    class Found(Exception):
+        """Ends the phase with the state that it asks to be restored."""
+
+    def resume(run, state, carried):
+        raise Found(state)
+
+    monkeypatch.setattr(Run, "resume", resume)
+    with pytest.raises(Found) as found:
+        reinforce(tmp_path, setup, [policy, policy], [0, 1])
+    for leaf in jax.tree.leaves(found.value.args[0]):
+        assert leaf.sharding.device_set == set(jax.devices()[:2])
+
+
+@pytest.mark.slow
+def test_seeds_on_several_devices_go_on_where_they_were_stopped(
+    setup, policy, together, tmp_path, monkeypatch
+):
+    use_reward(monkeypatch, spelled_reward)
+    changes = {"algorithm": "dr_grpo", "steps": 3}
+    with pytest.raises(SystemExit):
+        reinforce(tmp_path, setup, [policy, policy], [0, 1], max_minutes=0.0, **changes)
+    after, *_, completions = reinforce(tmp_path, setup, [policy, policy], [0, 1], **changes)
+    for a, b in zip(*map(jax.tree.leaves, (after, together[0]))):
+        assert a.sharding.device_set == {jax.devices()[0]}
+        np.testing.assert_array_equal(a, b)
+    assert completions == together[3]
 
 
 @pytest.mark.parametrize(("seeds", "devices"), [(1, 1), (2, 2), (6, 6), (9, 3), (11, 1)])
