@@ -8,6 +8,7 @@ Biases.
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,20 @@ class Logs:
 
 def tensorboard(path: Path) -> Tracker:
     """Events for TensorBoard under `path`."""
-    from tensorboardX import SummaryWriter  # slow to import
+    # Slow to import. Not SummaryWriter: its thread ends on a full disk, and the next call waits for
+    # it forever; here the error comes to the caller.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
 
-    writer = SummaryWriter(str(path))
+    path.mkdir(parents=True, exist_ok=True)
+    writer = EventsWriter(str(path / "events"))
 
     def track(scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
-            writer.add_scalar(name, value, step)
+            summary = scalar(name, value)
+            writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        writer.flush()
 
     return Tracker(track, writer.close)
 

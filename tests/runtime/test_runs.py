@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import shutil
 import signal
@@ -674,6 +675,20 @@ def test_events_hold_the_numbers_of_every_attempt(workdir):
         assert content.count(b"seed0/base/loss") == 3 and b"usage" not in content
     attempts = [json.loads(line) for line in (workdir / "attempts.jsonl").open()]
     assert [attempt["attempt"] for attempt in attempts] == [1, 2]
+
+
+def test_a_full_disk_is_an_error_to_who_logs_and_nobody_waits(workdir, monkeypatch):
+    from tensorboardX.event_file_writer import EventsWriter
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), Run(workdir, PROGRAM, CONFIG) as run:
+        run.log_metrics("base", 0, {"loss": 0.5})
+        monkeypatch.setattr(EventsWriter, "write_event", full)
+        for step in range(1, 30):  # more than a queue holds
+            run.log_metrics("base", step, {"loss": 0.5})
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_weights_and_biases_is_asked_for_and_missing(workdir, monkeypatch):
