@@ -96,7 +96,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh | 
     """The mesh over all devices; None for a single device of a single process.
 
     Raises:
-      ValueError: the shape needs another number of devices.
+      ValueError: the shape needs another number of devices, or of slices.
     """
     if shape.devices == 1 and devices is None and jax.process_count() == 1:
         return None
@@ -107,9 +107,23 @@ def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh | 
             f"places for {len(devices)} devices; choose sizes whose product is {len(devices)}."
         )
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return Mesh(_grid(shape, devices), AXES, axis_types=types)
+
+
+def _grid(shape: MeshShape, devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the mesh's shape, neighbours in it being neighbours on the links."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     # An axis may take a part of one of the torus: v6e:16x16 has no whole one of 4 or of 32.
-    grid = mesh_utils.create_device_mesh(shape.sizes, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=types)
+    split = {"allow_split_physical_axes": True}
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape.sizes, devices, **split)
+    if shape.replica != slices:
+        raise ValueError(
+            f"mesh.replica={shape.replica}: the devices are {slices} slices, and over slices only "
+            f"replica is cut; choose mesh.replica={slices}."
+        )
+    inner = dataclasses.replace(shape, replica=1)
+    return mesh_utils.create_hybrid_device_mesh(inner.sizes, (slices, 1, 1, 1), devices, **split)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Meshes: the same numbers on one device, on eight, and in two processes; refusals."""
 
+import dataclasses
 import math
 
 import jax
@@ -125,6 +126,28 @@ def test_what_cannot_be_cut_is_refused():
     with pytest.raises(ValueError, match=r"accelerator=tpu: jax finds only cpu devices"):
         check_accelerator("tpu")
     check_accelerator("cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """As much of a device as a mesh looks at."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_replica_is_cut_over_the_slices():
+    devices = [Described(id=i, slice_index=i % 2) for i in range(16)]
+    mesh = make_mesh(MeshShape(replica=2, data=1, fsdp=4, tensor=2), devices)
+    assert mesh.devices.shape == (2, 1, 4, 2) and set(mesh.devices.flat) == set(devices)
+    for i in (0, 1):
+        assert {device.slice_index for device in mesh.devices[i].flat} == {i}
+    for shape in (MeshShape(data=2, fsdp=4, tensor=2), MeshShape(replica=4, fsdp=4)):
+        with pytest.raises(ValueError, match=r"mesh\.replica=\d: .* 2 slices.*mesh\.replica=2\."):
+            make_mesh(shape, devices)
 
 
 def test_parameters_are_those_of_one_device():
