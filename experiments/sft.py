@@ -23,7 +23,13 @@ from reasoning.data import pipelines
 from reasoning.data.corpora import Corpus
 from reasoning.data.formats import TextFormat
 from reasoning.data.tasks.base import Problems, distinct_problems
-from reasoning.evaluation.policies import Policy, Summary, sample_and_judge, summarise
+from reasoning.evaluation.policies import (
+    Judged,
+    Policy,
+    Summary,
+    sample_and_judge,
+    summarise,
+)
 from reasoning.learning import assignment
 from reasoning.learning.losses import check_reduction
 from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
@@ -341,13 +347,17 @@ def evaluate(
     tag_major = np.repeat(tags, num_samples // len(tags))
     filters = Filters(temperature=config.evaluation.temperature)
     keys = jax.random.split(launch.run_key(seed, "evaluate"), 4)
-    judged = sample_and_judge(policy, setup.test, tag_major, keys[0], filters)
-    own_tags = np.full(num_strategies, OWN_TAG)
-    own = sample_and_judge(policy, setup.test, own_tags, keys[1], filters)
-    validation = sample_and_judge(policy, setup.validation, tag_major, keys[2], filters)
+
+    def judge(problems: list[Any], tags: np.ndarray, key: jax.Array, filters: Filters) -> Judged:
+        run.stop_if_asked()
+        return sample_and_judge(policy, problems, tags, key, filters)
+
+    judged = judge(setup.test, tag_major, keys[0], filters)
+    own = judge(setup.test, np.full(num_strategies, OWN_TAG), keys[1], filters)
+    validation = judge(setup.validation, tag_major, keys[2], filters)
     # Greedy completions under one tag are all alike: the tags are repeated to keep one shape.
     every_tag = np.resize(tags, num_strategies)
-    greedy = sample_and_judge(policy, setup.test, every_tag, keys[3], Filters(temperature=0.0))
+    greedy = judge(setup.test, every_tag, keys[3], Filters(temperature=0.0))
     rows = judged.rows(setup.task, setup.test)
     run.log_completions({"seed": seed, "arm": name, **row} for row in rows)
     return summarise(policy, judged, own, greedy, validation)

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 from reasoning.runtime.provenance import first_difference
 
 CONFIG, RESULTS, ATTEMPTS = "config.json", "results.json", "attempts.jsonl"
+# Of a configuration, what a run may go on with in another way: where its arrays lie.
+LAYOUT = ("mesh",)
 # What makes a directory no run yet.
 KEPT = (".lock", f".{CONFIG}.partial")
 
@@ -19,7 +21,7 @@ def finished_results(
 ) -> dict | None:
     """The results of a finished run of this configuration; None if it is still to be run.
 
-    Nothing is written.
+    Nothing is written. The mesh may be another one.
 
     Args:
       extend: a run of fewer steps is still to be run, too.
@@ -50,10 +52,10 @@ def finished_results(
             f"workdir={workdir}: holds a run of {about['program']}, not of {program}; choose "
             "another directory."
         )
-    config = json.loads(json.dumps(config))
-    if extend and extends(about["config"], config):
+    before, config = _compared(about["config"]), _compared(config)
+    if extend and _extends(before, config):
         return None
-    difference = first_difference(about["config"], config)
+    difference = first_difference(before, config)
     if difference:
         raise ValueError(
             f"workdir={workdir}: holds a run of another configuration ({difference}); "
@@ -63,7 +65,19 @@ def finished_results(
     return read_object(results) if results.is_file() else None
 
 
-def extends(old: Any, new: Any, key: str = "") -> bool:
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration must stay as it is."""
+    kept = {name: value for name, value in config.items() if name not in LAYOUT}
+    return json.loads(json.dumps(kept))
+
+
+def is_extended(workdir: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the directory holds a run, and it has fewer steps."""
+    path = workdir / CONFIG
+    return path.is_file() and _extends(_compared(read_object(path)["config"]), _compared(config))
+
+
+def _extends(old: Any, new: Any, key: str = "") -> bool:
     """Whether a configuration asks for more steps somewhere, and else for the same.
 
     Not where there were none: phases that have ended would have started from another policy.
@@ -72,7 +86,7 @@ def extends(old: Any, new: Any, key: str = "") -> bool:
         return old == new or (key == "steps" and new > old > 0)
     same = old.keys() == new.keys()
     return same and old != new and all(
-        old[key] == new[key] or extends(old[key], new[key], key) for key in old
+        old[key] == new[key] or _extends(old[key], new[key], key) for key in old
     )
 
 

@@ -43,7 +43,7 @@ from reasoning.runtime.directory import (
     CONFIG,
     RESULTS,
     check_unfinished,
-    extends,
+    is_extended,
     lock,
     read_object,
 )
@@ -122,6 +122,7 @@ class Run:
         self._phase, self._extended_from = "", None
         self._saved = time.monotonic()
         self._asked: str | None = None
+        self._ended_one = False  # a phase, in this attempt
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Run":
@@ -171,7 +172,11 @@ class Run:
           like: a tree of the parameters' structure, shapes, dtypes and shardings; None where `work`
             returns none.
           steps: how many the phase is to have; None where it does not train.
+
+        Raises:
+          SystemExit: as `stop_if_asked`.
         """
+        self.stop_if_asked()
         policy = self.path / "policies" / name
         with Checkpoints(policy) as saved:
             found = from_first(lambda: self._mark(name, steps, None if like is None else saved))
@@ -187,6 +192,7 @@ class Run:
             f"finished/{name}.json",
             {"outcome": outcome, "steps": steps, "logs": self._positions()},
         )
+        self._ended_one = True
         return params, outcome
 
     def _mark(
@@ -246,6 +252,21 @@ class Run:
         print(f"{self._phase}: goes on after step {last['step']}.")
         return self._checkpoints.restore(last["number"], state), last["step"], last["carried"]
 
+    def stop_if_asked(self) -> None:
+        """Stop where nothing is to be saved: between phases, and between evaluations.
+
+        `max_minutes` counts once this attempt has ended a phase: a short limit must not keep a run
+        where it is.
+
+        Raises:
+          SystemExit: with STOPPED, after a signal or `max_minutes`.
+        """
+        why = self._must_stop() if self._ended_one else self._asked
+        if any_process(why is not None):
+            why = why or "another process"
+            print(f"{self.path}: stopped by {why}; the same command goes on.", flush=True)
+            raise SystemExit(STOPPED)
+
     def due(self) -> bool:
         """Whether the phase is to be saved after this step: all processes of a job agree."""
         late = time.monotonic() - self._saved > self._saving.every
@@ -303,18 +324,14 @@ class Run:
         opened.enter_context(lock(self.path))
         # Again: whoever held the lock before may have finished the run.
         check_unfinished(workdir, program, config, extend)
-        extended = self._is_extended(config)  # written down once a phase is found that can go on
+        # Written down once a phase is found that can go on.
+        extended = is_extended(self.path, config)
         attempt = self._describe(program, config, data)
         last = self._last_checkpoint()
         self._logs = logs.Logs(self.path, self._last_positions(last))
         opened.callback(self._logs.close)
         self._add_trackers(attempt)
         return attempt, last, extended
-
-    def _is_extended(self, config: Mapping[str, Any]) -> bool:
-        """Whether the run that is there has fewer steps."""
-        path, config = self.path / CONFIG, json.loads(json.dumps(config))
-        return path.is_file() and extends(read_object(path)["config"], config)
 
     def _describe(self, program: str, config: Mapping[str, Any], data: str) -> int:
         """Write config.json, or compare the data with those of the run that is there.
@@ -433,9 +450,10 @@ class Run:
         return self._asked
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        """Stop after this step; a second signal ends the process at once."""
+        """Stop after this step; a second signal, whichever, ends the process at once."""
         self._asked = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)
+        for each in self._handlers:
+            signal.signal(each, signal.SIG_DFL)
         words = f"{self._asked}: stopping after this step; once more to stop at once.\n"
         os.write(2, words.encode())  # print cannot be interrupted by itself
 

@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from experiments import quickstart, sft
 from experiments.configs import group_words, smoke
+from reasoning.data.pipelines import practice_examples
+from reasoning.runtime.meshes import use_mesh
+from reasoning.runtime.runs import Run, Saving
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,36 @@ def test_every_seed_is_trained_and_the_arms_figures_are_over_seeds(finished):
         (seed, phase) for seed in (0, 1) for phase in ("base", "random") for _ in range(6)
     ]
     assert {path.name for path in (finished / "plots").iterdir()} >= {"learning_curves.png"}
+
+
+def losses(path):
+    return [json.loads(line)["loss"] for line in (path / "metrics.jsonl").open()]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh(tmp_path):
+    config = smoke.get_config()
+    config.pretrain.update(steps=4, problems=20)
+
+    def run_on(mesh, name, **saving):
+        config.mesh.update(mesh)
+        setup = sft.set_up(config, ("mixed",))
+        data = sft.Data(examples(setup), [])
+        run = Run(tmp_path / name, sft.PROGRAM, config.to_dict(), saving=Saving(**saving))
+        with run, use_mesh(setup.mesh):
+            sft.pretrain(run, setup, data, config, 0)
+
+    def examples(setup):
+        return practice_examples(setup.task, setup.tokenizer, 0, config.pretrain.problems)
+
+    alone, cut = dict(data=1, fsdp=1, tensor=1), dict(data=2, fsdp=2, tensor=2)
+    run_on(alone, "alone")
+    with pytest.raises(SystemExit):
+        run_on(cut, "moved", max_minutes=0.0)
+    run_on(alone, "moved")
+    np.testing.assert_allclose(losses(tmp_path / "moved"), losses(tmp_path / "alone"), atol=1e-5)
+    attempts = (tmp_path / "moved" / "attempts.jsonl").read_text().splitlines()
+    assert len(attempts) == 2
 
 
 def test_a_directory_of_another_program_is_refused(finished, capsys):

@@ -117,6 +117,15 @@ def test_another_configuration_is_refused_and_harms_nothing(
     assert snapshot(workdir) == before
 
 
+def test_the_mesh_may_be_another_one(workdir):
+    one, many = ({**CONFIG, "mesh": {"fsdp": n}} for n in (1, 8))
+    with Run(workdir, PROGRAM, one) as run:
+        run.log_metrics("base", 0, {"loss": 1.5})
+    with Run(workdir, PROGRAM, many) as run:
+        run.finish({"pass@1": 0.5})
+    assert finished_results(workdir, PROGRAM, one)["pass@1"] == 0.5
+
+
 def test_first_difference_goes_by_name():
     assert first_difference(CONFIG, dict(reversed(CONFIG.items()))) is None
     assert first_difference({"b": 1, "a": {"d": 1, "c": 2}}, {"b": 2, "a": {"d": 0, "c": 3}}) == (
@@ -269,8 +278,8 @@ def advance(state, step):
     return jax.tree.map(lambda x: 1.5 * x + step, state)
 
 
-def train(run, name, last_step=None, start=1.0):
-    """A phase of 6 steps, each logged; the process ends after `last_step`."""
+def train(run, name, last_step=None, start=1.0, asked=None):
+    """A phase of 6 steps, each logged; the process ends after `last_step`, or is `asked` to."""
 
     def work():
         state, done, carried = run.resume({"w": jnp.full(3, start)}, {"total": 0.0})
@@ -279,6 +288,8 @@ def train(run, name, last_step=None, start=1.0):
             carried["total"] += float(state["w"][0])
             run.log_metrics(name, step, {"w": state["w"]})
             run.log_completions([{"phase": name, "step": step}])
+            if asked:
+                signal.raise_signal(asked)
             if run.due():
                 run.save(step + 1, state, carried)
             if step == last_step:
@@ -323,8 +334,7 @@ def test_a_signal_stops_after_the_step(tmp_path, workdir, capsys, number):
     complete(tmp_path / "alone")
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped, Run(workdir, PROGRAM, CONFIG, "data") as run:
-        signal.raise_signal(number)
-        train(run, "seed0/base")
+        train(run, "seed0/base", asked=number)
     assert stopped.value.code == runs.STOPPED and signal.getsignal(number) is before
     said = capsys.readouterr().out
     assert f"stopped by {number.name} after step 1 of seed0/base, saved in " in said
@@ -342,6 +352,34 @@ def test_the_clock_stops_a_run_too(workdir, capsys):
         train(run, "seed0/base")
     assert stopped.value.code == runs.STOPPED
     assert "stopped by max_minutes=0 after step 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_between_phases_stops_there_and_a_second_one_at_once(
+    tmp_path, workdir, capsys, number
+):
+    complete(tmp_path / "alone")
+    with pytest.raises(SystemExit) as stopped, Run(workdir, PROGRAM, CONFIG, "data") as run:
+        train(run, "seed0/base")
+        signal.raise_signal(number)
+        assert {signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_DFL}
+        run.phase("seed0/mixed", lambda: pytest.fail("it goes on"))
+    assert stopped.value.code == runs.STOPPED
+    assert f"stopped by {number.name}; the same command goes on." in capsys.readouterr().out
+    complete(workdir)
+    assert kept(workdir) == kept(tmp_path / "alone")
+
+
+def test_the_clock_stops_between_phases_once_one_was_ended(workdir):
+    ended = []
+    for count in (1, 2, 3):
+        with (
+            contextlib.suppress(SystemExit),
+            Run(workdir, PROGRAM, CONFIG, "data", Saving(max_minutes=0.0)) as run,
+        ):
+            for name in "abc":
+                run.phase(name, lambda name=name: (None, ended.append(name)))
+        assert ended == list("abc")[:count]
 
 
 def test_other_data_are_refused(workdir):
