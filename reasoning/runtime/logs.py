@@ -117,8 +117,8 @@ def tensorboard(path: Path) -> Tracker:
     return Tracker(track, writer.close)
 
 
-def weights_and_biases(project: str, path: Path, config: Mapping[str, Any]) -> Tracker:
-    """A run of a Weights & Biases project, the same one for every attempt of a workdir.
+def weights_and_biases(project: str, name: str, path: Path, config: Mapping[str, Any]) -> Tracker:
+    """A run of a Weights & Biases project, the same one for every attempt of the same name.
 
     Raises:
       ValueError: the package is not installed.
@@ -129,7 +129,6 @@ def weights_and_biases(project: str, path: Path, config: Mapping[str, Any]) -> T
         raise ValueError(
             f"wandb_project={project!r}: wandb is not installed; pip install '.[wandb]'."
         ) from error
-    name = "-".join(path.absolute().parts[-2:])
     run = wandb.init(project=project, id=name, resume="allow", config=dict(config), dir=str(path))
 
     def track(scalars: Mapping[str, float], step: int) -> None:

@@ -10,6 +10,7 @@
     finished/          what else each phase ended with
     results.json       the figures; there once the run has finished
     plots/             pictures of the results
+    wandb.json         the run's id at Weights & Biases, where it is tracked there
 
 An existing run is never harmed: a finished one is left alone, an unfinished one of the same
 configuration goes on to the very same numbers, anything else is refused; so is a run that another
@@ -20,6 +21,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import signal
 import sys
 import time
@@ -52,6 +54,7 @@ from reasoning.runtime.provenance import git_revision, versions
 
 # Seconds until the other processes see what the first has written: a network's disks are late.
 VISIBLE = 20.0
+WANDB = "wandb.json"
 STOPPED = 75  # exit status of a run that was asked to stop: the same command goes on (EX_TEMPFAIL)
 
 
@@ -431,7 +434,14 @@ class Run:
         self._logs.add(logs.tensorboard(self.path / "events" / str(attempt)))
         if self._saving.wandb_project:
             project, config = self._saving.wandb_project, self._about["config"]
-            self._logs.add(logs.weights_and_biases(project, self.path, config))
+            name = self._wandb_id()
+            self._logs.add(logs.weights_and_biases(project, name, self.path, config))
+
+    def _wandb_id(self) -> str:
+        """The run's name at Weights & Biases: random, since two directories may be called alike."""
+        if not (self.path / WANDB).is_file():
+            self._write(WANDB, {"id": secrets.token_hex(8)})
+        return read_object(self.path / WANDB)["id"]
 
     def _last_positions(self, last: Mapping[str, Any] | None) -> dict[str, int] | None:
         """How long the logs were at the last checkpoint, or when the last phase ended."""

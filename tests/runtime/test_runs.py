@@ -745,6 +745,12 @@ def test_weights_and_biases_gets_every_step_once_more(workdir, monkeypatch):
     assert told[0]["project"] == "mine" and told[0]["resume"] == "allow"
     assert told[1] == {"seed0/base/loss": 0.5, "seed0/base/step": 7}
     assert told[2:] == ["end"]
+    ids = []
+    # Another attempt is the same run; a directory that is called alike is another one.
+    for path in (workdir, workdir.parent.parent / "other" / workdir.parent.name / workdir.name):
+        with Run(path, PROGRAM, CONFIG, saving=Saving(wandb_project="mine")):
+            ids.append(told[-1]["id"])
+    assert ids[0] == told[0]["id"] != ids[1]
 
 
 # Progress
