@@ -6,7 +6,8 @@
 Runs the program once undisturbed, and then under SIGKILL at random moments, each time started again
 by the same command; a run that comes to its end is compared and followed by a new one, until there
 were `kills` of them. Compared bit for bit: the parameters of every policy, metrics, completions and
-results, all less what a clock says. Prints one JSON line; the exit status is 1 if anything differs.
+results, all less what a clock says. Prints one JSON line; the exit status is 1 if anything differs,
+2 if the directory is not empty.
 """
 
 import json
@@ -36,6 +37,10 @@ CLOCKS = ("seconds", "tokens_per_second", "evaluation_seconds", "versions")
 def main(argv: Sequence[str]) -> int:
     """Run, kill, compare; 0 if all that came to an end is equal."""
     directory = Path(_DIRECTORY.value)
+    if directory.is_dir() and any(directory.iterdir()):
+        reason = "holds files already, and a run that has finished cannot be disturbed"
+        print(f"error: directory={directory}: {reason}; choose another one.", file=sys.stderr)
+        return 2
     alone, disturbed = directory / "alone", directory / "disturbed"
     command = [sys.executable, "-m", _PROGRAM.value, "--save_every=0", *argv[1:]]
     # The first run fills the compilation cache.

@@ -31,6 +31,16 @@ def test_five_kills_change_nothing(tmp_path):
     assert attempts and (tmp_path / "disturbed" / "results.json").is_file()
 
 
+def test_a_directory_that_is_not_empty_is_refused(tmp_path):
+    (tmp_path / "alone").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.interruptions", f"--directory={tmp_path}"],
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=100,
+    )
+    assert done.returncode == 2 and "holds files already" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["alone"]
+
+
 def write_run(path, loss, weight, seconds):
     path.mkdir()
     row = {"phase": "base", "step": 0, "loss": loss, "tokens_per_second/update": seconds}
