@@ -220,8 +220,8 @@ class Run:
         except DamagedCheckpoint as error:
             if self._last is None or self._last["phase"] != name:
                 raise DamagedCheckpoint(
-                    f"{error} Restore the file from a copy, or choose another workdir: the "
-                    "checkpoints are of a later phase."
+                    f"{error} Restore the file from a copy, or choose another workdir: no "
+                    "checkpoint of its phase is left."
                 ) from error
             if not self._saving.use_previous:
                 raise DamagedCheckpoint(

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from reasoning.runtime.directory import lock
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -72,6 +76,19 @@ def test_what_a_run_cannot_go_on_with_is_one_line(finished, tmp_path):
     refused(
         launch(workdir, f"--config.finetune.steps={steps}"), "its content is not what was written"
     )
+
+
+@pytest.mark.slow
+def test_what_the_first_process_refuses_ends_all_with_its_sentence(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"--coordinator=localhost:{free.getsockname()[1]}"
+    job = (address, "--multihost", "--num_processes=2", "--config.mesh.tensor=2",
+           "--jax_num_cpu_devices=1")
+    with lock(tmp_path), ThreadPoolExecutor() as both:
+        ends = [both.submit(launch, tmp_path, *job, f"--process_id={i}") for i in (0, 1)]
+    for end in ends:
+        refused(end.result(), "another process is writing this run")
 
 
 def test_another_machine_is_refused(tmp_path):

@@ -591,7 +591,7 @@ def test_a_damaged_policy_that_no_checkpoint_holds_is_refused(workdir):
     shutil.rmtree(workdir / "policies" / "seed0" / "base")
     for saving in (ALWAYS, PREVIOUS):
         before = snapshot(workdir / "finished")
-        with pytest.raises(ValueError, match=r"choose another workdir: .* of a later phase\.$"):
+        with pytest.raises(ValueError, match=r"choose another workdir: .* is left\.$"):
             complete(workdir, saving)
         assert snapshot(workdir / "finished") == before
 
