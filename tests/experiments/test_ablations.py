@@ -56,6 +56,7 @@ def test_what_cannot_be_varied_is_refused(tmp_path, capsys, setting, value, word
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_seeds_of_a_grid_end_in_one_table_and_the_curves(tmp_path, monkeypatch):
     grid = {"K=2": {"samples": 2}, "K=4": {"samples": 4}}
     monkeypatch.setitem(ablations.GRIDS, "samples", grid)

@@ -92,6 +92,7 @@ def test_the_run_directory_is_complete(finished):
     assert {"prompt", "tag", "completion", "correct", "reason", "strategy"} <= set(completions[0])
 
 
+@pytest.mark.slow  # runs of one command are compared bit for bit by test_interruptions, too
 def test_the_same_command_gives_the_same_figures(finished, tmp_path):
     quickstart.main(configuration(), str(tmp_path / "again"))
     first, second = (
