@@ -10,7 +10,7 @@ program: many steps of GRPO on group words as one program, for one seed and for 
 checkpoint: what saving costs the loop of supervised fine-tuning, and restoring.
 
 judge: answers per second on one core, by exact comparison (texts like those of GSM8K) and by
-    algebra, which needs `pip install 'reasoning[math]'`.
+    algebra, which needs `pip install '.[math]'`.
 
 `first_s` is the first call, with compilation; what is compared runs in turn, and `median_s` is the
 median of the later `laps`. `load1` says whether the machine was idle, as it should be.

@@ -118,7 +118,7 @@ def main(_: list[str]) -> None:
         with launch.refusals():
             found = compare(_MODEL.value, _LENGTH.value, _NEW_TOKENS.value)
     except ImportError as error:
-        launch.refuse(f"{error.name} is not installed: pip install 'reasoning[reference]'.")
+        launch.refuse(f"{error.name} is not installed: pip install '.[reference]'.")
     largest = max(found["logits"], found["log_probs"])
     passed = largest <= _TOLERANCE.value and found["greedy_equal"]
     print(json.dumps({**found, "largest": largest, "tolerance": _TOLERANCE.value, "pass": passed}))

@@ -435,8 +435,7 @@ def _save_file(content: dict[str, np.ndarray], path: Path) -> None:
         from safetensors.numpy import save_file
     except ImportError as error:
         raise ValueError(
-            "safetensors is not installed, which writes model directories: pip install "
-            "'reasoning[hf]'."
+            "safetensors is not installed, which writes model directories; pip install '.[hf]'."
         ) from error
     save_file(content, path, metadata={"format": "pt"})
 

@@ -100,7 +100,7 @@ class AnswerJudge:
             if question.kind == "expression" and self._pool is None:
                 raise ValueError(
                     "kind='expression': only algebra can judge it; give AnswerJudge a "
-                    "SymbolicPool, which needs `pip install 'reasoning[math]'`."
+                    "SymbolicPool, which needs `pip install '.[math]'`."
                 )
             started = time.perf_counter()
             thinking = prompt.rstrip().endswith("<think>")

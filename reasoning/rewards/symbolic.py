@@ -83,7 +83,7 @@ class SymbolicPool:
         if importlib.util.find_spec("math_verify") is None:
             raise ValueError(
                 "math-verify is not installed, which compares symbolic answers; "
-                "`pip install 'reasoning[math]'`."
+                "`pip install '.[math]'`."
             )
         versions = (f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
         self.version = ", ".join(versions)
@@ -198,7 +198,7 @@ class _Worker:
         self.stop()
         raise RuntimeError(
             f"a symbolic worker did not start in {START_SECONDS:g} s (exit status {status}); its "
-            "own message, if any, stands above; `pip install 'reasoning[math]'` mends most causes."
+            "own message, if any, stands above; `pip install '.[math]'` mends most causes."
         )
 
     def _popen(self) -> subprocess.Popen[bytes]:
