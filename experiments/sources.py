@@ -101,6 +101,7 @@ def make_model(config: ml_collections.ConfigDict, text_format: TextFormat) -> Mo
             f"model.max_length={fields['max_length']}: {directory} reads up to {own.max_length}."
         )
     check_vocabulary(text_format.tokenizer, own.vocab_size)
+    fields.setdefault("scan_layers", True)  # many layers compile as one
     tags = text_format.tags
     model = load_config(directory, strategy_ids=tags.ids if tags else (), **fields)
     check_weights(directory, model)
