@@ -1,6 +1,7 @@
 """The general launcher: another task, several seeds, one arm."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from experiments import quickstart, sft
 from experiments.configs import group_words, smoke
 from reasoning.data.pipelines import practice_examples
 from reasoning.runtime.meshes import use_mesh
-from reasoning.runtime.runs import Run, Saving
+from reasoning.runtime.runs import STOPPED, Run, Saving
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,20 @@ def test_every_seed_is_trained_and_the_arms_figures_are_over_seeds(finished):
         (seed, phase) for seed in (0, 1) for phase in ("base", "random") for _ in range(6)
     ]
     assert {path.name for path in (finished / "plots").iterdir()} >= {"learning_curves.png"}
+
+
+def test_a_signal_ends_an_evaluation_after_its_batch(tmp_path, monkeypatch, capsys):
+    config, asked = smoke.get_config(), []
+
+    def judge(*_):
+        asked.append(signal.raise_signal(signal.SIGTERM))
+
+    monkeypatch.setattr(sft, "sample_and_judge", judge)
+    setup = sft.set_up(config, ("mixed",))
+    with pytest.raises(SystemExit) as stopped, Run(tmp_path / "run", sft.PROGRAM, {}) as run:
+        sft.evaluate(run, setup, None, "mixed", [0], config, 0)
+    assert stopped.value.code == STOPPED and len(asked) == 1
+    assert "stopped by SIGTERM; the same command goes on." in capsys.readouterr().out
 
 
 def losses(path):
