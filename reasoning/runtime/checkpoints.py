@@ -133,9 +133,9 @@ class Checkpoints:
         self.wait()
         flat = _flat(state)
         self._saving, self._about = step, {**about, "tree": describe(flat)}
-        self._waiting = True
         with self._system_errors():
             self._manager().save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat)))
+        self._waiting = True
 
     def wait(self) -> None:
         """Wait until what is being saved is there.

@@ -188,6 +188,18 @@ def test_a_disk_that_is_full_is_an_os_error_and_the_step_before_is_there(saved, 
         assert checkpoints.latest() == 3
 
 
+def test_a_save_that_cannot_begin_is_not_said_to_be_there(saved, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with Checkpoints(saved) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager(), "save", fail)
+        with pytest.raises(OSError, match="No space left on device"):
+            checkpoints.save(4, make_state(4), {})
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.latest() == 3
+
+
 def test_what_a_kill_leaves_of_a_save_is_no_step(saved):
     shutil.copytree(saved / "3", saved / "4.orbax-checkpoint-tmp-1")
     with Checkpoints(saved) as checkpoints:
