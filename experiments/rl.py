@@ -272,17 +272,29 @@ def improve_policies(
     if compiled_reward(setup, settings) and devices_for(len(seeds)) > 1:
         # What is restored stays where its like was, and the program runs on these devices.
         state = jax.device_put(state, seeds_sharding(devices_for(len(seeds))))
-    spent = {"tokens": 0.0, "seconds": 0.0}
-    state, done, carried = run.resume(state, {"spent": spent, "verdicts": verdicts_of(setup.judge)})
-    spent = {**carried["spent"], "steps": settings.steps}
+    state, done, carried = run.resume(
+        state,
+        {
+            "spent": {"tokens": 0.0, "seconds": 0.0},
+            "verdicts": verdicts_of(setup.judge),
+            "best": -1.0,  # pass@1 on validation problems
+        },
+    )
+    spent, best = {**carried["spent"], "steps": settings.steps}, carried["best"]
     if isinstance(setup.judge, AnswerJudge):  # the same answer gets the same reward again
         setup.judge.load_memo(carried["verdicts"])
 
     def check_in(step: int) -> None:
-        for i, seed in enumerate(seeds):
-            params = one_seed(setup, state.params, i)
+        nonlocal best
+        policies = [one_seed(setup, state.params, i) for i in range(len(seeds))]
+        scores = []
+        for params, seed in zip(policies, seeds, strict=True):
             figures = validate(run, setup, params, name, step, settings, seed)
             run.log_metrics(name, step, {"seed": seed, **figures})
+            scores.append(figures["validation/pass@1"])
+        if settings.keep_best and np.mean(scores) > best:
+            best = float(np.mean(scores))
+            save_tree(run.path / "best" / name, policies, {"step": step, "pass@1": best})
 
     # A program cannot be interrupted; steps in turn can be after each of them.
     unit = settings.validate_every if compiled_reward(setup, settings) else 1
@@ -303,7 +315,8 @@ def improve_policies(
             if skipped >= settings.max_skipped:
                 stop_lost(run, state, name, stop, skipped)
             if stop == settings.steps or run.due():
-                run.save(stop, state, {"spent": spent, "verdicts": verdicts_of(setup.judge)})
+                verdicts = verdicts_of(setup.judge)
+                run.save(stop, state, {"spent": spent, "verdicts": verdicts, "best": best})
     check_in(settings.steps)
     progress.close()
     return [one_seed(setup, state.params, i) for i in range(len(seeds))], spent

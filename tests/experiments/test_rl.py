@@ -11,7 +11,7 @@ from experiments import rl, rl_steps, sft
 from experiments.configs import smoke
 from reasoning.models.transformer import init_params
 from reasoning.rewards.verdicts import Verdicts
-from reasoning.runtime.checkpoints import load_tree
+from reasoning.runtime.checkpoints import Checkpoints, load_tree
 from reasoning.runtime.runs import Run, Saving
 
 
@@ -227,3 +227,9 @@ def test_the_launcher_writes_both_policies_and_a_host_can_judge(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["arms"]) == ["matched", "matched_gfpo"]
     assert (tmp_path / "run" / "plots" / "reinforcement.png").is_file()
+    metrics = list(map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()))
+    name = "validation/pass@1"
+    scores = {row["step"]: row[name] for row in metrics if name in row}
+    with Checkpoints(tmp_path / "run" / "best" / "matched_gfpo") as best:
+        about = best.about(0)
+    assert about["pass@1"] == max(scores.values()) == scores[about["step"]]
