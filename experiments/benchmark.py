@@ -114,7 +114,7 @@ def grpo_config(model: ModelConfig, prompts: int, samples: int, new_tokens: int)
         model=model,
         algorithm=make_algorithm("grpo", kl_coef=0.04),
         rollout=RolloutConfig(num_samples=samples, max_new_tokens=new_tokens),
-        eos_id=model.output_size,  # no id of the policy: nobody stops early
+        stop_ids=(model.output_size,),  # no id of the policy: nobody stops early
         pad_id=0,
         num_prompts=prompts,
     )
@@ -188,7 +188,8 @@ def seeds_program(
     problems = rl_problems(setup, settings, seed=0)
     seeds = range(num_seeds)
     policies = [init_params(setup.model, launch.run_key(seed, "init")) for seed in seeds]
-    state, plan, keys = start_seeds(setup, policies, problems, settings, config, seeds)
+    chosen = [np.arange(len(problems.problems))] * num_seeds
+    state, plan, keys = start_seeds(policies, chosen, settings, config, seeds)
     reward = device_reward(setup.task, setup.text_format.tokenizer)
     return Program(
         one_program(config, rl_optimizer(settings), reward, vmapped, devices_for(num_seeds)),

@@ -76,7 +76,7 @@ def ours(
         Filters(temperature=0.0),
         config=config,
         max_new_tokens=new_tokens,
-        eos_id=config.output_size,  # no id: nobody stops early
+        stop_ids=(config.output_size,),  # no id: nobody stops early
         pad_id=0,
     )
     return np.asarray(logits), np.asarray(samples.tokens)

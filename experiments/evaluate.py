@@ -14,6 +14,7 @@ text) and `prompt` may stand beside them.
 
 import hashlib
 import json
+import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ from reasoning.evaluation.estimators import (
     pass_curve,
     wilson_interval,
 )
-from reasoning.evaluation.policies import Judged, sample_and_judge
+from reasoning.evaluation.policies import Judged, judge, sample_problems
 from reasoning.rewards.judges import AnswerJudge
 from reasoning.rewards.symbolic import SymbolicPool
 from reasoning.runtime.meshes import check_mesh, make_mesh, use_mesh
@@ -48,6 +49,8 @@ from reasoning.sampling.sampler import OWN_TAG, check_lengths
 
 PROGRAM = "experiments.evaluate"
 THRESHOLDS = (0.5, 1.0)  # tau of G-Pass@k: half of the samples, and all
+# Reasons of completions out of which no single answer could be taken.
+NO_ANSWER = ("no_answer", "unbalanced", "ambiguous", "too_long")
 BATCH = 10_000  # completions of a file that are judged at a time
 
 _COMPLETIONS = flags.DEFINE_string("completions", None, "A JSONL file to be judged.")
@@ -138,9 +141,7 @@ def estimates(judged: Judged, num_tags: int) -> dict[str, Any]:
             for k in ks if k > 1 for tau in THRESHOLDS
         },
         "over_long": mean_estimate((judged.reasons == "over_long").mean(axis=1)).as_dict(),
-        "no_answer": mean_estimate(
-            np.isin(judged.reasons, ["no_answer", "unbalanced"]).mean(axis=1)
-        ).as_dict(),
+        "no_answer": mean_estimate(np.isin(judged.reasons, NO_ANSWER).mean(axis=1)).as_dict(),
         "reasons": shares(judged.reasons.ravel()),
         "methods": shares(judged.methods.ravel()),
         "tokens": int(judged.lengths.sum()),
@@ -171,33 +172,45 @@ def run_protocols(run: Run, setup: Setup, config: ml_collections.ConfigDict) -> 
 
     def work(name: str) -> tuple[None, dict[str, Any]]:
         tags, own_key, chosen, num_tags = protocols[name]
-        started = time.monotonic()
-        judged = sample_and_judge(policy, setup.test, tags, own_key, chosen, settings.batch)
-        seconds = time.monotonic() - started
+        tokens, mask, laps = sample_problems(
+            policy, setup.test, tags, own_key, chosen, settings.batch
+        )
+        judged = judge(policy, setup.test, tokens, mask)
         rows = judged.rows(setup.task, setup.test)
         run.log_completions({"protocol": name, **row} for row in rows)
         figures = estimates(judged, num_tags)
-        return None, {**figures, "tokens_per_second": figures["tokens"] / seconds}
+        # Of the median call: the first one compiles.
+        rate = figures["tokens"] / (statistics.median(laps) * len(laps))
+        return None, {**figures, "tokens_per_second": rate}
 
     return {name: run.phase(name, partial(work, name))[1] for name in protocols}
 
 
 def table(protocols: Mapping[str, Any]) -> str:
-    """One line per protocol, in percent, with the half-width of the 95% interval."""
-    lines = [f"{'':10}{'n':>7}{'samples':>9}{'pass@1':>14}{'pass@k':>9}{'cons@k':>9}"
-             f"{'over-long':>11}{'no answer':>11}{'tokens/s':>10}"]
+    """One line per protocol, in percent, with the half-width of the 95% interval of pass@1."""
+    headings = ("n", "samples", "pass@1", "pass@k", "cons@k", "G-pass@k", "over-long", "no answer",
+                "tokens", "tokens/s")
+    lines = [f"{'':10}" + "".join(f"{heading:>12}" for heading in headings)]
     for name, figures in protocols.items():
         first = figures["pass@1"]
         half = 50 * (first["high"] - first["low"])
-        last = [list(figures[key].values())[-1:] for key in ("pass@k", "cons@k")]
-        passed, voted = (f"{100 * found[0]['value']:.1f}" if found else "" for found in last)
-        lines.append(
-            f"{name:10}{figures['n']:>7}{figures['samples']:>9}"
-            f"{100 * first['value']:>8.1f} ±{half:<4.1f}{passed:>9}{voted:>9}"
-            f"{100 * figures['over_long']['value']:>11.1f}"
-            f"{100 * figures['no_answer']['value']:>11.1f}{figures['tokens_per_second']:>10.0f}"
-        )
+        cells = [
+            figures["n"], figures["samples"], f"{100 * first['value']:.1f} ±{half:.1f}",
+            *(_of_most(figures[key]) for key in ("pass@k", "cons@k", "g_pass@k")),
+            f"{100 * figures['over_long']['value']:.1f}",
+            f"{100 * figures['no_answer']['value']:.1f}",
+            figures["tokens"], f"{figures['tokens_per_second']:.0f}",
+        ]
+        lines.append(f"{name:10}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
+
+
+def _of_most(by_k: Mapping[str, Any]) -> str:
+    """The figure of the largest k, and that k: of G-Pass@k, where all must be right."""
+    if not by_k:
+        return ""
+    k, figure = list(by_k.items())[-1]
+    return f"{100 * figure['value']:.1f} ({k.partition(',')[0]})"
 
 
 def read_completions(path: Path) -> list[Row]:
@@ -248,11 +261,11 @@ def judge_file(
     pool = None
     if any(row.kind == "expression" for row in rows):
         pool = SymbolicPool(settings.workers, settings.cpu_seconds)
-    judge = AnswerJudge(tuple(settings.rules), pool, settings.max_failures)
+    judge_rows = AnswerJudge(tuple(settings.rules), pool, settings.max_failures)
     started, verdicts = time.monotonic(), list[Verdict]()
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        found = judge([row.prompt for row in part], [row.completion for row in part], part)
+        found = judge_rows([row.prompt for row in part], [row.completion for row in part], part)
         run.log_completions(
             {
                 "correct": verdict.correct, "method": verdict.method, "reason": verdict.reason,
@@ -275,13 +288,15 @@ def judge_file(
 
 def score_completions(path: Path, config: ml_collections.ConfigDict, workdir: str) -> None:
     """Judge a file of completions in a run directory of its own."""
-    settings = {"judge": config.judge.to_dict(), "completions": str(path)}
     with launch.refusals():
-        results = launch.finished_results(workdir, PROGRAM, settings)
-        rows = read_completions(path) if results is None else []
-    if results is None:
+        rows = read_completions(path)
+        told = {"judge": config.judge.to_dict(), "completions": launch.fingerprint(rows)}
+        results = launch.finished_results(workdir, PROGRAM, told)
+    if results is not None:
+        print(f"{workdir}: finished, nothing is changed.")
+    else:
         with launch.refusals(), launch.usable_directory():
-            run = Run(workdir, PROGRAM, settings, launch.fingerprint(rows), launch.saving())
+            run = Run(workdir, PROGRAM, told, saving=launch.saving())
             with run:
                 results = run.phase("completions", partial(judge_file, run, rows, config.judge))[1]
                 run.finish(results)
@@ -308,6 +323,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
                 "protocols": run_protocols(run, setup, config),
             }
             if jax.process_index() == 0:
+                (run.path / "table.txt").write_text(table(results["protocols"]) + "\n")
                 run.finish(results)
     print(f"{results['problems']}, settings {results['settings']}")
     print(table(results["protocols"]))

@@ -115,6 +115,8 @@ def run_program(
             read = fingerprint((tokenizer, sources.files(config), data))
             run = Run(workdir, program, config.to_dict(), read, saving())
         with usable_directory(), run, use_mesh(setup.mesh):
+            if jax.process_index() == 0:
+                sources.save_tokenizer(run.path, setup.text_format)
             seeds = run_seeds(run, setup, data, config)
             results = seeds[0] if len(seeds) == 1 else reports.over_seeds(seeds)
             if jax.process_index() == 0:

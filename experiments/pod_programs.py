@@ -197,7 +197,7 @@ def _draw(plan: Plan) -> Callable[..., Any]:
     """The sampler, as the steps of RL call it."""
     config = plan.rl
     return partial(
-        ro.draw, config=config.model, rollout=config.rollout, eos_id=config.eos_id,
+        ro.draw, config=config.model, rollout=config.rollout, stop_ids=config.stop_ids,
         pad_id=config.pad_id,
     )
 

@@ -33,6 +33,7 @@ from experiments.rl_steps import (
 from experiments.sft import (
     Data,
     Setup,
+    check_trained,
     evaluate,
     fine_tune_seeds,
     mesh_shape,
@@ -108,7 +109,7 @@ def rl_config(
             min_p=settings.min_p,
             **settings.shaping,
         ),
-        eos_id=setup.text_format.eos_id,
+        stop_ids=setup.text_format.stop_ids,
         pad_id=setup.text_format.pad_id,
         forbidden_ids=forbidden_ids(setup),
         num_prompts=settings.prompts,
@@ -170,15 +171,12 @@ def filter_by_difficulty(
     Raises:
       ValueError: fewer do than a step draws.
     """
-    everything = np.arange(len(data.problems))
-    if settings.min_pass <= 0 and settings.max_pass >= 1:
-        return everything
     tags = np.full(settings.samples, OWN_TAG)
     key = launch.run_key(seed, "difficulty")
     filters = rl_config(setup, settings).rollout.filters
     judged = sample_and_judge(setup.policy(params), data.problems, tags, key, filters)
     rate = judged.correct.mean(axis=1)
-    kept = everything[(rate >= settings.min_pass) & (rate <= settings.max_pass)]
+    kept = np.flatnonzero((rate >= settings.min_pass) & (rate <= settings.max_pass))
     if len(kept) < settings.prompts * settings.rounds:
         raise ValueError(
             f"min_pass={settings.min_pass}, max_pass={settings.max_pass}: the pass rates of only "
@@ -186,6 +184,25 @@ def filter_by_difficulty(
             f"{rate.min():.2f} to {rate.max():.2f}."
         )
     return kept
+
+
+def choose_problems(
+    run: Run,
+    setup: Setup,
+    params: Any,
+    data: Problems,
+    settings: ml_collections.ConfigDict,
+    name: str,
+    seed: int,
+) -> np.ndarray:
+    """What `filter_by_difficulty` keeps, found once in a run: a resumed one draws the same."""
+    if settings.min_pass <= 0 and settings.max_pass >= 1:
+        return np.arange(len(data.problems))
+
+    def work() -> tuple[None, dict[str, Any]]:
+        return None, {"kept": filter_by_difficulty(setup, params, data, settings, seed).tolist()}
+
+    return np.array(run.phase(f"seed{seed}/{name}_problems", work)[1]["kept"])
 
 
 def validate(
@@ -214,20 +231,21 @@ def rl_optimizer(settings: ml_collections.ConfigDict) -> optax.GradientTransform
 
 
 def start_seeds(
-    setup: Setup,
     policies: Sequence[Any],
-    data: Problems,
+    chosen: Sequence[np.ndarray],
     settings: ml_collections.ConfigDict,
     config: RLConfig,
     seeds: Sequence[int],
 ) -> tuple[PolicyState, np.ndarray, jax.Array]:
     """What the seeds start from, stacked: their states, the problems that each step draws
     `[seeds, steps, P]`, and its keys `[seeds, steps]`.
+
+    Args:
+      chosen: the problems of each seed, as indices.
     """
     optimizer, per_step = rl_optimizer(settings), settings.prompts * settings.rounds
     states, plans, keys = [], [], []
-    for params, seed in zip(policies, seeds, strict=True):
-        kept = filter_by_difficulty(setup, params, data, settings, seed)
+    for params, kept, seed in zip(policies, chosen, seeds, strict=True):
         states.append(init_policy_state(params, config, optimizer))
         plans.append(kept[schedule(len(kept), settings.steps, per_step, seed)])
         keys.append(jax.random.split(launch.run_key(seed, "rollouts"), settings.steps))
@@ -251,7 +269,11 @@ def reinforce(
     Raises:
       FloatingPointError: `max_skipped` steps in a row had no finite loss or gradient.
     """
-    work = partial(improve_policies, run, setup, policies, data, settings, name, seeds)
+    chosen = [
+        choose_problems(run, setup, params, data, settings, name, seed)
+        for params, seed in zip(policies, seeds, strict=True)
+    ]
+    work = partial(improve_policies, run, setup, policies, data, chosen, settings, name, seeds)
     phase = f"seed{seeds[0]}/{name}"
     return run.phase(phase, work, like=list(policies), steps=settings.steps)
 
@@ -261,6 +283,7 @@ def improve_policies(
     setup: Setup,
     policies: Sequence[Any],
     data: Problems,
+    chosen: Sequence[np.ndarray],
     settings: ml_collections.ConfigDict,
     name: str,
     seeds: Sequence[int],
@@ -268,7 +291,7 @@ def improve_policies(
     """The phase of `reinforce`, from its start or from where it was stopped."""
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
     config = rl_config(setup, settings, early_exit=not seeds_side_by_side(len(seeds)))
-    state, plan, keys = start_seeds(setup, policies, data, settings, config, seeds)
+    state, plan, keys = start_seeds(policies, chosen, settings, config, seeds)
     if compiled_reward(setup, settings) and devices_for(len(seeds)) > 1:
         # What is restored stays where its like was, and the program runs on these devices.
         state = jax.device_put(state, seeds_sharding(devices_for(len(seeds))))
@@ -399,6 +422,7 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
     on_device = compiled_reward(setup, settings)
     critic = rl_config(setup, settings).algorithm.critic
     optimizer_config(settings)
+    check_trained(config, section, setup.model)
     if critic and settings.trained != "all":
         raise ValueError(
             f"{section}.trained={settings.trained!r}: the value model of "

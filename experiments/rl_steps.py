@@ -80,7 +80,7 @@ def in_turn(
     State, prompts and keys have a leading axis of one seed, as in `one_program`.
     """
     name = reward_name(reward)
-    ids = {"eos_id": config.eos_id, "pad_id": config.pad_id}
+    ids = {"stop_ids": config.stop_ids, "pad_id": config.pad_id}
     sample = jax.jit(partial(ro.draw, config=config.model, rollout=config.rollout, **ids))
     assemble = jax.jit(
         partial(

@@ -47,7 +47,7 @@ PROGRAM = "experiments.sft"
 Phase = Literal["pretrain", "finetune"]
 
 COUNTS = (
-    "seeds", "pretrain.problems", "pretrain.buckets", "finetune.steps", "finetune.problems",
+    "seeds", "pretrain.problems", "pretrain.buckets", "finetune.problems",
     "finetune.buckets", "loss.match_tokens", "evaluation.problems",
     "evaluation.validation_problems", "evaluation.samples_per_tag",
 )
@@ -105,6 +105,8 @@ def set_up(
     model = sources.make_model(config, text_format)
     check_mesh(mesh_shape(config), model)
     check_numbers(config, task)
+    for phase in ("pretrain", "finetune"):
+        check_trained(config, phase, model)
     check_arms(config, (*arms, config.arm), task, model)
     held_out = {
         split: distinct_problems(task, split, config.seed, count)
@@ -131,10 +133,10 @@ def check_numbers(config: ml_collections.ConfigDict, task: Problems) -> None:
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1.")
     parts = mesh_shape(config).rows
-    if config.pretrain.steps < 0:
-        raise ValueError(f"pretrain.steps={config.pretrain.steps}: must be 0 (none) or above.")
     for phase in ("pretrain", "finetune"):
         optimizer_config(config[phase])
+        if config[phase].steps < 0:
+            raise ValueError(f"{phase}.steps={config[phase].steps}: must be 0 (none) or above.")
         if config[phase].rows % parts:
             raise ValueError(
                 f"{phase}.rows={config[phase].rows}: must be a multiple of the {parts} parts that "
@@ -149,6 +151,15 @@ def check_numbers(config: ml_collections.ConfigDict, task: Problems) -> None:
         raise ValueError(f"loss.tag_noise={config.loss.tag_noise}: must be 0 or above.")
     check_reduction(config.loss.reduction)
     Filters(temperature=config.evaluation.temperature).check()
+
+
+def check_trained(config: ml_collections.ConfigDict, section: str, model: ModelConfig) -> None:
+    """Refuse to train the strategies' rows where they have none of their own (ValueError)."""
+    if config[section].trained == "strategies" and model.strategy_ids:
+        raise ValueError(
+            f"{section}.trained='strategies': tags that are textual are rows of the vocabulary; "
+            f"choose {section}.trained=all, or model.tags=added."
+        )
 
 
 def check_arms(
@@ -185,7 +196,7 @@ def training_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
             for phase, examples in make.items()
         }
     )
-    longest = max(example.longest for example in data.pretrain + data.finetune)
+    longest = max((example.longest for example in data.pretrain + data.finetune), default=0)
     if longest > setup.model.max_length:
         raise ValueError(
             f"model.max_length={setup.model.max_length}: the longest training row has {longest} "
@@ -307,8 +318,15 @@ def fine_tune(
     config: ml_collections.ConfigDict,
     seed: int,
 ) -> tuple[Any, dict[str, float]]:
-    """The base policy fine-tuned under an arm; every arm sees the same batches."""
-    start = spread_strategies(base, launch.run_key(seed, "tags"), config.loss.tag_noise)
+    """The base policy fine-tuned under an arm; every arm sees the same batches.
+
+    The tags start near the first, unless they come from a policy that has trained them.
+    """
+    if config.finetune.steps == 0:
+        return base, {"steps": 0, "tokens": 0.0, "seconds": 0.0}
+    start = base
+    if config.model.policy is None:
+        start = spread_strategies(base, launch.run_key(seed, "tags"), config.loss.tag_noise)
     work = partial(train, run, setup, start, data.finetune, "finetune", arm, config, seed)
     return run.phase(f"seed{seed}/{arm}", work, like=start, steps=config.finetune.steps)
 

@@ -5,6 +5,9 @@ whose tokenizer is trained on it; and a Hugging Face model directory brings mode
 chat template, for a corpus.
 """
 
+import dataclasses
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,8 @@ from reasoning.data.formats import TextFormat
 from reasoning.data.imported_tokenizers import check_vocabulary, load_tokenizer
 from reasoning.data.tags import textual_tags
 from reasoning.data.tasks import make_task
-from reasoning.data.tasks.base import Problems
-from reasoning.data.tokenizers import train_tokenizer
+from reasoning.data.tasks.base import Problems, Verdict
+from reasoning.data.tokenizers import Tokenizer, train_tokenizer
 from reasoning.models.config import ModelConfig, make_config
 from reasoning.models.pretrained import check_weights, load_config, load_params
 from reasoning.rewards.host import HostFunction, task_reward
@@ -27,8 +30,10 @@ from reasoning.rewards.judges import AnswerJudge
 from reasoning.rewards.symbolic import SymbolicPool
 from reasoning.runtime.checkpoints import Checkpoints
 from reasoning.runtime.meshes import init_sharded, param_shardings
+from reasoning.runtime.processes import from_first
 
 # What a run may change of a model directory's own shape.
+TOKENIZER = "tokenizer.model"  # in the directory of a run that has made its own
 CHANGEABLE = ("num_strategies", "max_length", "remat", "dtype", "scan_layers")
 
 
@@ -72,12 +77,32 @@ def make_format(config: ml_collections.ConfigDict, problems: Problems) -> TextFo
     return TextFormat(tokenizer, chat, textual)
 
 
-def _own_tokenizer(config: ml_collections.ConfigDict, problems: Problems) -> Any:
+def _own_tokenizer(config: ml_collections.ConfigDict, problems: Problems) -> Tokenizer:
+    """That of the run whose policy goes on, or one that is trained on the problems."""
+    if config.model.policy is not None:
+        return _tokenizer_of(Path(config.model.policy))
     if isinstance(problems, Corpus):
         return train_tokenizer(problems.lines(), vocab_size=config.corpus.vocab_size)
     return train_tokenizer(
         (), vocab_size=None, words=problems.words, numbers="whole", max_number=problems.max_number
     )
+
+
+def _tokenizer_of(policy: Path) -> Tokenizer:
+    """What a policy has learned to read, from the directory of its run."""
+    for folder in policy.absolute().parents:
+        if (folder / TOKENIZER).is_file():
+            return Tokenizer.load(folder / TOKENIZER)
+    raise ValueError(
+        f"model.policy={policy}: the run around it has no {TOKENIZER}; keep policies within the "
+        "run directory that trained them."
+    )
+
+
+def save_tokenizer(workdir: Path, text_format: TextFormat) -> None:
+    """Keep a tokenizer that a run has made with its policies; a model directory keeps its own."""
+    if isinstance(text_format.tokenizer, Tokenizer):
+        text_format.tokenizer.save(workdir / TOKENIZER)
 
 
 def make_model(config: ml_collections.ConfigDict, text_format: TextFormat) -> ModelConfig:
@@ -141,11 +166,22 @@ def load_policy(path: str, seed: int, like: Any) -> Any:
         return checkpoints.restore(0, [like] * len(together))[seed]
 
 
-def files(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
-    """Names and sizes of the files of the parameters at the start, for a run's fingerprint."""
+def files(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
+    """Names and checksums of the files of the parameters at the start, for a run's fingerprint."""
     folders = [Path(path) for path in (config.model.policy, config.model.directory) if path]
     found = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-    return [(path.name, path.stat().st_size) for path in found]
+    return [(path.name, _checksum(path)) for path in found]
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of a file's size and its first, middle and last megabyte: other weights differ."""
+    size, part = path.stat().st_size, 2**20
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in (0, size // 2, max(size - part, 0)):
+            file.seek(start)
+            digest.update(file.read(part))
+    return digest.hexdigest()
 
 
 def make_judge(config: ml_collections.ConfigDict, problems: Problems) -> HostFunction:
@@ -160,4 +196,21 @@ def make_judge(config: ml_collections.ConfigDict, problems: Problems) -> HostFun
     pool = None
     if any(question.kind == "expression" for question in questions):
         pool = SymbolicPool(config.judge.workers, config.judge.cpu_seconds)
-    return AnswerJudge(tuple(config.judge.rules), pool, config.judge.max_failures)
+    return FirstJudge(tuple(config.judge.rules), pool, config.judge.max_failures)
+
+
+class FirstJudge(AnswerJudge):
+    """An AnswerJudge whose verdicts are those of the first process of a job, in all of them.
+
+    Limits of time could be met in one process and missed in another.
+    """
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], questions: Sequence[Any]
+    ) -> list[Verdict]:
+        """As `AnswerJudge`."""
+        judge = super().__call__
+        rows = from_first(
+            lambda: [dataclasses.astuple(v) for v in judge(prompts, completions, questions)]
+        )
+        return [Verdict(*row) for row in rows]

@@ -45,6 +45,11 @@ class TextFormat:
         ends = [i for i in self.tokenizer.encode_template(text) if i in self.tokenizer.stop_ids]
         return ends[-1] if ends else self.tokenizer.eos_id
 
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What may end a sampled completion: `eos_id` first, then the model's other stop ids."""
+        return tuple(dict.fromkeys((self.eos_id, *self.tokenizer.stop_ids)))
+
     @property
     def pad_id(self) -> int:
         """What fills rows."""

@@ -7,6 +7,7 @@ Axes: P problems, R samples of each (tag-major: all samples of tag 0 first), S s
 """
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,24 +111,41 @@ def sample_and_judge(
     filters: Filters,
     batch_problems: int = 64,
 ) -> Judged:
-    """Sample each problem once per entry of `tags` and judge what comes out.
+    """Sample each problem once per entry of `tags` and judge what comes out: `sample_problems`."""
+    tokens, mask, _ = sample_problems(policy, problems, tags, key, filters, batch_problems)
+    return judge(policy, problems, tokens, mask)
+
+
+def sample_problems(
+    policy: Policy,
+    problems: Sequence[Any],
+    tags: np.ndarray,
+    key: jax.Array,
+    filters: Filters,
+    batch_problems: int = 64,
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Sample each problem once per entry of `tags`.
 
     Args:
       tags: `[R]` int, the same for every problem; OWN_TAG leaves the tag to the policy.
       key: the evaluation's key; a sequence's own key depends on it, its problem and its place.
       filters: how to sample.
       batch_problems: problems per call of the sampler; it changes no figure.
+
+    Returns:
+      tokens `[P, R, N]`, their mask, and the seconds that each call of the sampler took.
     """
     filters.check()
     text_format = policy.text_format
     prompts = [text_format.prompt_ids(policy.problems.prompt(problem)) for problem in problems]
     ids, mask = pad_prompts(prompts, text_format.pad_id)
-    tokens, masks = [], []
+    tokens, masks, seconds = [], [], []
     batch_problems = min(batch_problems, len(problems))
     for start in range(0, len(problems), batch_problems):
         # The last batch is filled up with its first prompt, so that one shape is compiled.
         index = np.arange(start, start + batch_problems)
         index = np.where(index < len(problems), index, start)
+        started = time.perf_counter()
         samples = sample(
             policy.params,
             ids[index],
@@ -137,15 +155,16 @@ def sample_and_judge(
             filters,
             config=policy.config,
             max_new_tokens=policy.max_new_tokens,
-            eos_id=text_format.eos_id,
+            stop_ids=text_format.stop_ids,
             pad_id=text_format.pad_id,
         )
         tokens.append(np.asarray(samples.tokens))
         masks.append(np.asarray(samples.mask))
+        seconds.append(time.perf_counter() - started)
     shape = (-1, len(tags), policy.max_new_tokens)
     tokens = np.concatenate(tokens).reshape(shape)[: len(problems)]
     masks = np.concatenate(masks).reshape(shape)[: len(problems)]
-    return judge(policy, problems, tokens, masks)
+    return tokens, masks, seconds
 
 
 def judge(
@@ -174,7 +193,7 @@ def judge(
         [prompts[i] for i in repeated], texts, [problems[i] for i in repeated]
     )
     last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=2)[..., 0]
-    ended = last == text_format.eos_id
+    ended = np.isin(last, text_format.stop_ids)
     traced = [_trace(policy, problems[i], text) for i, text in zip(repeated, texts)]
     kept = ended.reshape(-1)
     return Judged(

@@ -19,7 +19,7 @@ class RLConfig:
 
     Attributes:
       model, algorithm, rollout: their configurations.
-      eos_id, pad_id, forbidden_ids: of the tokenizer; forbidden ids are garble in a completion.
+      stop_ids, pad_id, forbidden_ids: of the tokenizer; forbidden ids are garble in a completion.
       num_prompts: P, prompts of an update.
       max_rounds: rounds of P prompts that dynamic sampling may draw; 1 leaves it out.
       num_epochs, num_minibatches: updates made from one batch of rollouts, by passes and parts.
@@ -32,7 +32,7 @@ class RLConfig:
     model: ModelConfig
     algorithm: Algorithm
     rollout: RolloutConfig
-    eos_id: int
+    stop_ids: tuple[int, ...]
     pad_id: int
     forbidden_ids: tuple[int, ...] = ()
     num_prompts: int = 16

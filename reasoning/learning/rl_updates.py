@@ -299,7 +299,7 @@ def make_rl_step(
         sample_key, update_key = jax.random.split(key)
         sample_round = partial(
             roll_out, state.params, config=config.model, rollout=config.rollout, reward=reward,
-            allowed=config.allowed_ids(), eos_id=config.eos_id, pad_id=config.pad_id,
+            allowed=config.allowed_ids(), stop_ids=config.stop_ids, pad_id=config.pad_id,
         )
         penalty = config.algorithm.penalty
         if config.max_rounds == 1:

@@ -175,7 +175,7 @@ def draw(
     *,
     config: ModelConfig,
     rollout: RolloutConfig,
-    eos_id: int,
+    stop_ids: tuple[int, ...],
     pad_id: int,
 ) -> Samples:
     """G samples of each prompt, `[P * G, ...]`."""
@@ -189,7 +189,7 @@ def draw(
         rollout.filters,
         config=config,
         max_new_tokens=rollout.max_new_tokens,
-        eos_id=eos_id,
+        stop_ids=stop_ids,
         pad_id=pad_id,
         early_exit=rollout.early_exit,
     )
@@ -281,7 +281,7 @@ def roll_out(
     rollout: RolloutConfig,
     reward: RewardFn,
     allowed: jax.Array,
-    eos_id: int,
+    stop_ids: tuple[int, ...],
     pad_id: int,
 ) -> Rollouts:
     """Sample, judge and shape; traceable where the reward is written in jnp.
@@ -290,7 +290,7 @@ def roll_out(
       ValueError: while tracing, verdicts of a wrong shape or dtype; names the reward.
     """
     samples = draw(
-        params, prompts, key, config=config, rollout=rollout, eos_id=eos_id, pad_id=pad_id
+        params, prompts, key, config=config, rollout=rollout, stop_ids=stop_ids, pad_id=pad_id
     )
     repeat = partial(jnp.repeat, repeats=rollout.num_samples, axis=0)
     verdicts = reward(

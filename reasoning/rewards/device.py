@@ -151,7 +151,7 @@ def _reward(name: str, judge: JudgeRow, tokenizer: Tokenizer) -> RewardFn:
     def reward(prompts: jax.Array, completions: Completions, metadata: Any) -> Verdicts:
         judge_rows = jax.vmap(functools.partial(judge, read))
         reason = judge_rows(completions.tokens, completions.mask, metadata)
-        finished = ended(completions, tokenizer.eos_id)
+        finished = ended(completions, tokenizer.stop_ids)
         reason = jnp.where(finished, reason, reason_id("over_long")).astype(jnp.int32)
         return Verdicts((reason == reason_id("correct")).astype(jnp.float32), reason)
 

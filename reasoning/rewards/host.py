@@ -145,7 +145,7 @@ class HostReward:
         ]
         scores, reasons = self._judge((questions, texts, list(metadata)))
 
-        finished = np.asarray(ended(completions, self._format.eos_id))
+        finished = np.asarray(ended(completions, self._format.stop_ids))
         is_verdict = ~np.isin(reasons, [reason_id("scored"), reason_id("skipped")])
         cut = is_verdict & ~finished
         verdicts = Verdicts(

@@ -15,6 +15,7 @@ and is counted (`reward_nan`); `check_verdicts` on the same rows, outside of jit
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,11 +88,12 @@ def reason_id(reason: str) -> int:
     return REASONS.index(reason)
 
 
-def ended(completions: Completions, eos_id: int) -> jax.Array:
-    """Whether the last token of each completion is <eos>: `[B]` bool."""
+def ended(completions: Completions, stop_ids: Sequence[int]) -> jax.Array:
+    """Whether the last token of each completion is one that ends it: `[B]` bool."""
     last = completions.mask.shape[1] - 1 - jnp.argmax(completions.mask[:, ::-1], axis=1)
     token = jnp.take_along_axis(completions.tokens, last[:, None], axis=1)[:, 0]
-    return (token == eos_id) & completions.mask.any(axis=1)
+    stopped = functools.reduce(operator.or_, (token == i for i in stop_ids))
+    return stopped & completions.mask.any(axis=1)
 
 
 def shortened(text: str, limit: int = 80) -> str:

@@ -27,7 +27,7 @@ def from_first(make: Callable[[], Any]) -> Any:
     """What `make` returns in the first process, a JSON object, in every process.
 
     Raises:
-      ValueError, OSError: what `make` raises, in the first process.
+      ValueError, OSError, RuntimeError: what `make` raises, in the first process.
       RefusedElsewhere: the same, in the others.
     """
     if jax.process_count() == 1:
@@ -36,7 +36,7 @@ def from_first(make: Callable[[], Any]) -> Any:
     if jax.process_index() == 0:
         try:
             value = make()
-        except (ValueError, OSError) as raised:
+        except (ValueError, OSError, RuntimeError) as raised:
             error = raised
     value, refusal = _broadcast([value, error and str(error)])
     if error:

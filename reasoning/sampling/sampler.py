@@ -5,8 +5,9 @@ write padding until all have, and the loop then ends early. Every sequence has a
 what it says does not depend on who shares its batch.
 """
 
+import operator
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import flax.struct
@@ -76,7 +77,7 @@ def check_lengths(config: ModelConfig, prompt_length: int, max_new_tokens: int) 
         )
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_id", "pad_id", "early_exit"))
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "stop_ids", "pad_id", "early_exit"))
 def sample(
     params: Any,
     prompts: jax.Array,
@@ -87,7 +88,7 @@ def sample(
     *,
     config: ModelConfig,
     max_new_tokens: int,
-    eos_id: int,
+    stop_ids: tuple[int, ...],
     pad_id: int,
     early_exit: bool = True,
 ) -> Samples:
@@ -99,6 +100,7 @@ def sample(
       keys: `[P, G]` typed keys, one per sequence (`sequence_keys`).
       filters: temperature, top-k, top-p, min-p (`Filters.check` them first).
       max_new_tokens: N, tag and <eos> included.
+      stop_ids: each ends a completion, and is its last token: <eos>.
       early_exit: stop when every row has stopped. Under vmap a loop whose end depends on the data
         copies the whole cache at every step: leave it out there.
 
@@ -135,7 +137,7 @@ def sample(
         log_probs = jax.lax.dynamic_update_slice(
             log_probs, jnp.where(done, 0.0, log_prob)[:, None], (0, t)
         )
-        done |= token == eos_id
+        done |= _is_one_of(token, stop_ids)
         logits, cache = model.apply(
             params, token[:, None], positions=(prompt_lengths + t)[:, None], cache=cache
         )
@@ -156,8 +158,8 @@ def sample(
     _, _, _, done, tokens, log_probs = jax.lax.while_loop(unfinished, step, start)
     # Whole on every device, so that each process can read what all have drawn.
     tokens, log_probs = constrain(tokens, None, None), constrain(log_probs, None, None)
-    ended = jnp.cumsum(tokens == eos_id, axis=1)
-    mask = (ended - (tokens == eos_id)) == 0  # nothing before it is <eos>
+    stops = _is_one_of(tokens, stop_ids)
+    mask = (jnp.cumsum(stops, axis=1) - stops) == 0  # nothing before it is <eos>
     return Samples(
         tokens=tokens,
         mask=mask,
@@ -165,6 +167,10 @@ def sample(
         tags=id_to_tag(config, tokens[:, 0]),
         stop_reason=jnp.where(constrain(done, None), STOP_EOS, STOP_LENGTH),
     )
+
+
+def _is_one_of(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+    return reduce(operator.or_, (tokens == i for i in ids))
 
 
 def _share(

@@ -64,6 +64,8 @@ def made(tags, strategies, correct) -> Judged:
         lengths=np.full(tags.shape, 7),
         completions=np.full(tags.shape, "a b c", object),
         answers=np.where(correct, "right", None).astype(object),
+        methods=np.full(tags.shape, "exact", object),
+        milliseconds=np.zeros(tags.shape),
     )
 
 
@@ -72,7 +74,7 @@ def with_strategies(num_strategies: int, names: tuple[str, ...] = TASK.strategie
     task = Countdown()
     task.strategies = names
     config = dataclasses.replace(CONFIG, num_strategies=num_strategies)
-    return dataclasses.replace(POLICY, config=config, task=task)
+    return dataclasses.replace(POLICY, config=config, problems=task)
 
 
 # judging

@@ -361,8 +361,13 @@ def test_arms_have_colours_of_their_own():
 
 def test_figures_of_one_seed_have_no_title():
     figures = run_figures(metrics(0), ("forward", "backward"), seed_results())
-    assert list(figures) == ["learning_curves", "accuracy_by_tag", "tag_by_strategy", "pass_at_k"]
+    assert list(figures) == ["learning_curves", "accuracy_by_tag", "pass_at_k", "tag_by_strategy"]
     assert all(figure.get_suptitle() == "" for figure in figures.values())
+
+
+def test_a_corpus_has_no_figure_of_strategies():
+    figures = run_figures(metrics(0), (), seed_results())
+    assert list(figures) == ["learning_curves", "accuracy_by_tag", "pass_at_k"]
 
 
 def test_figures_over_seeds_say_which_of_them_show_the_first():

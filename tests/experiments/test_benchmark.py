@@ -37,7 +37,7 @@ def test_the_peer_size_is_the_work_that_peers_are_timed_on():
     drawn = config.num_prompts * config.rollout.num_samples * config.rollout.max_new_tokens
     assert drawn == 64 * 64 and config.model.max_length - config.rollout.max_new_tokens == 32
     assert config.on_policy and config.algorithm.kl_coef == 0.04
-    assert config.eos_id >= config.model.output_size, "nobody stops early"
+    assert min(config.stop_ids) >= config.model.output_size, "nobody stops early"
     assert config.model.vocab_size == 512 and config.model.tied_head
 
 

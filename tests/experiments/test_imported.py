@@ -135,6 +135,46 @@ def test_textual_tags_are_trained_in_place(config, tmp_path):
     assert {row["tag"] for row in rows} == {0, 1}
 
 
+def test_rl_starts_from_a_policy_as_it_is(config, tmp_path):
+    """No fine-tuning before: its tags keep what they have learned, and need no traces."""
+    config.finetune.steps = 0
+    config.corpus.traces = None
+    setup = sft.set_up(config, ("matched",))
+    data = sft.training_data(setup, config)
+    assert data == sft.Data([], [])
+    base = sources.first_params(config, setup.model, jax.random.key(1), None)
+    params, spent = sft.fine_tune(None, setup, base, data, "matched", config, 0)
+    assert params is base and spent["steps"] == 0
+
+
+def test_a_policy_keeps_the_tokenizer_that_it_has_learned(config, tmp_path):
+    """Another template trains another tokenizer of the same size: the policy's own is read."""
+    config.model.directory, config.model.chat = None, False
+    config.model.position_encoding = "rope"
+    config.corpus.vocab_size = 300
+    config.model.max_length = 112
+    sft.main(config, str(tmp_path / "run"))
+    before = sft.set_up(config, ("matched",)).text_format.tokenizer
+    config.corpus.template = "Solve {question} now"
+    assert sft.set_up(config, ("matched",)).text_format.tokenizer != before
+    config.model.policy = str(tmp_path / "run" / "policies" / "seed0" / "matched")
+    assert sft.set_up(config, ("matched",)).text_format.tokenizer == before
+    config.model.policy = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="has no tokenizer.model"):
+        sft.set_up(config, ("matched",))
+
+
+def test_textual_tags_have_no_rows_to_train_alone(config):
+    config.model.tags, config.rl.trained = "textual", "strategies"
+    config.rl.algorithm = "gfpo"
+    setup = sft.set_up(config, ("matched",))
+    with pytest.raises(ValueError, match=r"rl.trained='strategies': tags that are textual"):
+        rl.check_rl(setup, config, "rl")
+    config.finetune.trained = "strategies"
+    with pytest.raises(ValueError, match=r"finetune.trained='strategies'"):
+        sft.set_up(config, ("matched",))
+
+
 REFUSED = {
     "a task": ({"corpus.name": None}, "choose a corpus"),
     "no chat template": ({"model.chat": True}, "has no chat template"),
@@ -192,6 +232,12 @@ def test_completions_made_elsewhere_are_judged_line_for_line(tmp_path, capsys):
     for _ in range(2):  # the second time it has finished
         evaluate.score_completions(path, smoke.get_config(), str(tmp_path / "run"))
         assert "6 completions: 66.67% right" in capsys.readouterr().out
+    (tmp_path / "other.jsonl").write_text(json.dumps(COMPLETIONS[0][0]))
+    with pytest.raises(SystemExit):  # the directory holds the verdicts on other completions
+        evaluate.score_completions(
+            tmp_path / "other.jsonl", smoke.get_config(), str(tmp_path / "run")
+        )
+    assert "another configuration (completions" in capsys.readouterr().err
     found = lines(tmp_path / "run" / "completions.jsonl")
     assert len(found) == len(COMPLETIONS)
     for row, (_, correct, method, reason) in zip(found, COMPLETIONS, strict=True):

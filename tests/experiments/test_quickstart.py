@@ -122,7 +122,7 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
         ("finetune.rows", 3, "finetune.rows=3"),
         ("seeds", 0, "seeds=0"),
         ("pretrain.steps", -1, "pretrain.steps=-1"),
-        ("finetune.steps", 0, "finetune.steps=0"),
+        ("finetune.steps", -1, "finetune.steps=-1"),
         ("finetune.buckets", 0, "finetune.buckets=0"),
         ("finetune.learning_rate", 0.0, "learning_rate=0.0"),
         ("loss.match_tokens", 0, "loss.match_tokens=0"),

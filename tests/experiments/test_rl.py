@@ -147,7 +147,7 @@ def test_schedule_visits_every_problem_once_an_epoch():
     assert all(len(set(step)) == 4 for step in uneven), "no problem twice in a step"
 
 
-def test_difficulty_keeps_problems_by_their_pass_rate(setup, policy, monkeypatch):
+def test_difficulty_keeps_problems_by_their_pass_rate(setup, policy, monkeypatch, tmp_path):
     config = smoke.get_config()
     settings = config.rl
     data = rl.rl_problems(setup, settings, 0)
@@ -156,11 +156,18 @@ def test_difficulty_keeps_problems_by_their_pass_rate(setup, policy, monkeypatch
     monkeypatch.setattr(
         rl, "sample_and_judge", lambda *_, **__: types.SimpleNamespace(correct=correct)
     )
-    everything = rl.filter_by_difficulty(setup, policy, data, settings, 0)
+    everything = rl.choose_problems(None, setup, policy, data, settings, "arm", 0)
     np.testing.assert_array_equal(everything, np.arange(len(rates)))
     settings.min_pass, settings.max_pass = 0.1, 0.5
-    kept = rl.filter_by_difficulty(setup, policy, data, settings, 0)
-    np.testing.assert_array_equal(kept, np.flatnonzero((rates >= 0.1) & (rates <= 0.5)))
+    with Run(tmp_path, rl.PROGRAM, config.to_dict()) as run:
+        kept = rl.choose_problems(run, setup, policy, data, settings, "arm", 0)
+        np.testing.assert_array_equal(kept, np.flatnonzero((rates >= 0.1) & (rates <= 0.5)))
+        monkeypatch.delattr(rl, "sample_and_judge")  # a run that goes on does not judge again
+        again = rl.choose_problems(run, setup, policy, data, settings, "arm", 0)
+    np.testing.assert_array_equal(again, kept)
+    monkeypatch.setattr(
+        rl, "sample_and_judge", lambda *_, **__: types.SimpleNamespace(correct=correct)
+    )
     settings.min_pass, settings.max_pass = 0.3, 0.4
     with pytest.raises(ValueError, match=r"max_pass=0\.4: the pass rates of only 0 problems"):
         rl.filter_by_difficulty(setup, policy, data, settings, 0)
@@ -181,10 +188,9 @@ def test_a_run_without_finite_updates_ends_with_its_last_good_policy(
         reinforce(tmp_path, setup, [policy], [0], **changes)
     config = smoke.get_config()
     config.update_from_flattened_dict({f"rl.{name}": value for name, value in changes.items()})
-    like = rl.start_seeds(
-        setup, [policy], rl.rl_problems(setup, config.rl, 0), config.rl,
-        rl.rl_config(setup, config.rl), [0],
-    )[0]
+    chosen = [np.arange(config.rl.problems)]
+    rl_config = rl.rl_config(setup, config.rl)
+    like = rl.start_seeds([policy], chosen, config.rl, rl_config, [0])[0]
     state = load_tree(tmp_path / "last_good" / "arm", like)
     assert state.skipped.tolist() == [3]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b), state.params, policy)

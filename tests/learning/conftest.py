@@ -61,7 +61,7 @@ def rl_config(tiny):
         rollout = RolloutConfig(
             **{"num_samples": 6, "max_new_tokens": 5, "tags": tags, **(rollout or {})}
         )
-        defaults = dict(model=tiny, eos_id=EOS, pad_id=PAD, num_prompts=4)
+        defaults = dict(model=tiny, stop_ids=(EOS,), pad_id=PAD, num_prompts=4)
         return RLConfig(algorithm=algorithm, rollout=rollout, **{**defaults, **settings})
 
     return make

@@ -198,5 +198,6 @@ def test_settings_that_do_not_fit_the_fork_are_refused(tiny, rl_config):
         rl_config("gfpo", rollout=dict(tags="stratified"))
     with pytest.raises(ValueError, match=r"^tags=.own.: positions=.fork_exact. needs every tag"):
         RLConfig(
-            tiny, rl_config("gfpo_exact").algorithm, RolloutConfig(tags="own"), eos_id=1, pad_id=0
+            tiny, rl_config("gfpo_exact").algorithm, RolloutConfig(tags="own"), stop_ids=(1,),
+            pad_id=0,
         )

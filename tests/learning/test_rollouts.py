@@ -43,7 +43,7 @@ def run(quick):
     def run(params, prompts, key, config):
         return roll_out(
             params, prompts, key, config=config.model, rollout=config.rollout,
-            reward=second_token_is_5, allowed=config.allowed_ids(), eos_id=config.eos_id,
+            reward=second_token_is_5, allowed=config.allowed_ids(), stop_ids=config.stop_ids,
             pad_id=config.pad_id,
         )
 
@@ -170,7 +170,7 @@ def test_verdicts_of_a_wrong_shape_are_refused_while_tracing(rl_config, tiny_par
         config = rl_config()
         sample = functools.partial(
             roll_out, config=config.model, rollout=config.rollout, reward=reward,
-            allowed=config.allowed_ids(), eos_id=EOS, pad_id=PAD,
+            allowed=config.allowed_ids(), stop_ids=(EOS,), pad_id=PAD,
         )
         jax.eval_shape(sample, tiny_params, prompts, jax.random.key(0))
 

@@ -44,9 +44,9 @@ def test_reasons_hold_those_of_every_task(name):
 def test_ended_looks_at_the_last_token_inside_the_mask():
     tokens = np.array([[9, 5, 2, 0], [9, 5, 6, 2], [9, 2, 5, 6], [9, 5, 2, 2], [2, 0, 0, 0]])
     mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], bool)
-    assert ended(Completions(tokens, mask), 2).tolist() == [True, True, False, False, True]
-    assert ended(Completions(tokens[:1], ~mask[:1]), 0).tolist() == [True]
-    assert ended(Completions(tokens[:1], mask[:1] & False), 0).tolist() == [False]
+    assert ended(Completions(tokens, mask), (2,)).tolist() == [True, True, False, False, True]
+    assert ended(Completions(tokens[:1], ~mask[:1]), (0,)).tolist() == [True]
+    assert ended(Completions(tokens[:1], mask[:1] & False), (0,)).tolist() == [False]
 
 
 def test_sound_verdicts_pass():

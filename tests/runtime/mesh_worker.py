@@ -61,7 +61,7 @@ def train_and_sample(mesh):
         samples = sample(
             state.params, prompts, np.ones_like(prompts), np.full((8, 2), OWN_TAG),
             jax.random.split(jax.random.key(1), (8, 2)), Filters(), config=CONFIG,
-            max_new_tokens=20, eos_id=1, pad_id=0,
+            max_new_tokens=20, stop_ids=(1,), pad_id=0,
         )
         return losses, np.asarray(samples.tokens), state
 

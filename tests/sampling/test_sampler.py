@@ -27,7 +27,7 @@ FILTERS = [Filters(1.0), Filters(0.7), Filters(0.7, top_k=9, top_p=0.8, min_p=0.
 
 
 def draw(config, params, ids=IDS, mask=MASK, tags=TAGS, keys=KEYS, filters=FILTERS[0], **changes):
-    static = dict(max_new_tokens=NEW, eos_id=EOS, pad_id=PAD)
+    static = dict(max_new_tokens=NEW, stop_ids=(EOS,), pad_id=PAD)
     return jax.tree.map(
         np.asarray,
         sample(params, ids, mask, tags, keys, filters, config=config, **{**static, **changes}),
@@ -185,13 +185,24 @@ def test_eos_may_be_the_padding_id_and_the_loop_ends_early(config, params):
     free = draw(config, params, *alone, filters=Filters(0.0))
     end = int(free.tokens[0, 2])
     assert end not in free.tokens[0, :2]
-    stopped = draw(config, params, *alone, filters=Filters(0.0), eos_id=end, pad_id=end)
+    stopped = draw(config, params, *alone, filters=Filters(0.0), stop_ids=(end,), pad_id=end)
     np.testing.assert_array_equal(stopped.tokens[0], [*free.tokens[0, :3], *[end] * (NEW - 3)])
     np.testing.assert_array_equal(stopped.mask[0], np.arange(NEW) < 3)
     np.testing.assert_allclose(
         stopped.log_probs[0], np.where(np.arange(NEW) < 3, free.log_probs[0], 0), atol=1e-6
     )
     assert stopped.stop_reason[0] == STOP_EOS
+
+
+def test_each_stop_id_ends_a_completion(config, params):
+    at = np.s_[:1, :1]
+    alone = np.array(PROMPTS[:1], np.int32), np.ones((1, 3), np.int32), TAGS[at], KEYS[at]
+    free = draw(config, params, *alone, filters=Filters(0.0)).tokens[0]
+    first, second = int(free[2]), int(free[1])
+    for stop_ids, length in (((first,), 3), ((first, second), 2), ((second, first), 2)):
+        found = draw(config, params, *alone, filters=Filters(0.0), stop_ids=stop_ids)
+        assert found.mask[0].sum() == length and found.stop_reason[0] == STOP_EOS
+        np.testing.assert_array_equal(found.tokens[0, :length], free[:length])
 
 
 def test_prompts_are_padded_on_the_left():
