@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from experiments import sources
 from reasoning.evaluation import reports
+from reasoning.rewards.verdicts import TooManyFailures
 from reasoning.runtime.checkpoints import CannotRestore
 from reasoning.runtime.directory import finished_results
 from reasoning.runtime.meshes import check_accelerator, start_processes, use_mesh
@@ -81,10 +82,10 @@ def refusals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def usable_directory() -> Iterator[None]:
-    """A run whose directory cannot be read or written any more ends with one line."""
+    """A run that cannot go on, for its directory or its verifier, ends with one line."""
     try:
         yield
-    except (CannotRestore, RefusedElsewhere) as error:
+    except (CannotRestore, RefusedElsewhere, TooManyFailures) as error:
         refuse(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):

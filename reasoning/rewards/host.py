@@ -29,6 +29,7 @@ from reasoning.data.formats import TextFormat
 from reasoning.data.tasks.base import Task, Verdict, parse_completion
 from reasoning.rewards.verdicts import (
     Completions,
+    TooManyFailures,
     Verdicts,
     check_verdicts,
     ended,
@@ -208,6 +209,8 @@ def _judge_part(function: HostFunction, name: str, rows: Part) -> tuple[np.ndarr
     """
     try:
         items = list(function(*rows))
+    except TooManyFailures:  # no completion of this batch is to blame
+        raise
     except Exception as error:
         text = shortened(_offender(function, rows))
         raise RuntimeError(

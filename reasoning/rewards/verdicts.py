@@ -74,6 +74,10 @@ class Verdicts:
     reason: jax.Array
 
 
+class TooManyFailures(RuntimeError):
+    """The verifier fails on too many answers, whichever completions are judged next."""
+
+
 RewardFn = Callable[[jax.Array, Completions, Any], Verdicts]
 
 

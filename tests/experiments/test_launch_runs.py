@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.launch import usable_directory
+from reasoning.rewards.verdicts import TooManyFailures
 from reasoning.runtime.directory import lock
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +91,13 @@ def test_what_the_first_process_refuses_ends_all_with_its_sentence(tmp_path):
         ends = [both.submit(launch, tmp_path, *job, f"--process_id={i}") for i in (0, 1)]
     for end in ends:
         refused(end.result(), "another process is writing this run")
+
+
+def test_a_verifier_that_fails_too_often_ends_a_run_with_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped, usable_directory():
+        raise TooManyFailures("max_failures=0.01: 2 of the last 100 answers")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: max_failures=0.01: 2 of the last 100 answers\n"
 
 
 def test_another_machine_is_refused(tmp_path):
