@@ -19,11 +19,13 @@ import numpy as np
 from reasoning.data.tasks.base import Verdict
 from reasoning.rewards.answers import AnswerKind, Rule, compare, extract
 from reasoning.rewards.symbolic import Result, SymbolicPool
+from reasoning.rewards.verdicts import TooManyFailures, shortened
 
 Pair = tuple[str, str]  # gold, answer
 MEMO_SIZE = 100_000  # symbolic verdicts that are remembered; the oldest are forgotten
 FAILURE_WINDOW = 1000  # answers over which failures are counted
 FAILURE_MINIMUM = 100  # answers before they are
+CHUNK = 256  # formulas that the pool is asked for before failures are counted
 
 _REASONS = {"right": "correct", "wrong": "wrong_value"}  # the other results are reasons themselves
 _FAILURES = ("timeout", "crash")
@@ -47,7 +49,7 @@ class AnswerJudge:
       pool: decides formulas; needed for questions of the kind "expression". It stays the caller's
         to close.
       max_failures: the largest share of timeouts and crashes among the last FAILURE_WINDOW answers,
-        counted from FAILURE_MINIMUM answers on; in [0, 1].
+        after any answer from the FAILURE_MINIMUM-th on; in [0, 1].
 
     Raises:
       ValueError: `max_failures` is no share, or there is an unknown rule.
@@ -68,7 +70,9 @@ class AnswerJudge:
         extract("", rules)  # refuses what is no rule
         self._rules, self._pool, self._max_failures = tuple(rules), pool, max_failures
         self._memo: dict[tuple[str, str, str], str] = {}  # verifier, gold, answer -> result
-        self._failed: collections.deque[bool] = collections.deque(maxlen=FAILURE_WINDOW)
+        self._failed: collections.deque[bool] = collections.deque()
+        self._num_failed = 0  # of those
+        self._last_failed: tuple[str, str] = ("", "")  # answer, gold
         self._clear()
 
     def __call__(
@@ -87,7 +91,8 @@ class AnswerJudge:
         Raises:
           ValueError: arguments of different lengths, a question of the kind "expression" without a
             pool, or a gold answer that `compare` refuses.
-          RuntimeError: too many timeouts and crashes, or a worker of the pool cannot start.
+          TooManyFailures: too many timeouts and crashes; the rest of the batch is not judged.
+          RuntimeError: a worker of the pool cannot start.
         """
         if not len(prompts) == len(completions) == len(questions):
             raise ValueError(
@@ -95,29 +100,18 @@ class AnswerJudge:
                 "questions; give one of each per completion."
             )
         verdicts: list[Verdict | None] = []
-        undecided: dict[int, Pair] = {}
-        for i, (prompt, completion, question) in enumerate(zip(prompts, completions, questions)):
-            if question.kind == "expression" and self._pool is None:
-                raise ValueError(
-                    "kind='expression': only algebra can judge it; give AnswerJudge a "
-                    "SymbolicPool, which needs `pip install '.[math]'`."
-                )
-            started = time.perf_counter()
-            thinking = prompt.rstrip().endswith("<think>")
-            answer, reason = extract(completion, self._rules, thinking)
-            if answer is None:
-                found = Verdict(False, reason)
-            else:
-                found = compare(question.answer, answer, question.kind)
-            if found is None:
-                undecided[i] = (question.answer, answer)
-                verdicts.append(None)
-            else:
-                taken = 1000 * (time.perf_counter() - started)
-                verdicts.append(Verdict(found.correct, found.reason, found.answer, "exact", taken))
-        for i, verdict in self._symbolic(undecided).items():
-            verdicts[i] = verdict
-        self._count(verdicts)
+        undecided: dict[int, Pair] = {}  # since the pool was asked last
+        counted = 0
+        for i, row in enumerate(zip(prompts, completions, questions)):
+            verdict, pair = self._exact(*row)
+            verdicts.append(verdict)
+            if pair:
+                undecided[i] = pair
+            if len(undecided) == CHUNK or i == len(questions) - 1:
+                for at, verdict in self._symbolic(undecided).items():
+                    verdicts[at] = verdict
+                self._count(verdicts[counted:], questions[counted:])
+                counted, undecided = len(verdicts), {}
         return verdicts
 
     def memo(self) -> dict[str, Any]:
@@ -164,6 +158,27 @@ class AnswerJudge:
         self._counts: collections.Counter[str] = collections.Counter()
         self._milliseconds: list[float] = []
 
+    def _exact(
+        self, prompt: str, completion: str, question: Question
+    ) -> tuple[Verdict | None, Pair | None]:
+        """The verdict on one completion, or the pair that algebra has to decide."""
+        if question.kind == "expression" and self._pool is None:
+            raise ValueError(
+                "kind='expression': only algebra can judge it; give AnswerJudge a "
+                "SymbolicPool, which needs `pip install '.[math]'`."
+            )
+        started = time.perf_counter()
+        thinking = prompt.rstrip().endswith("<think>")
+        answer, reason = extract(completion, self._rules, thinking)
+        if answer is None:
+            found = Verdict(False, reason)
+        else:
+            found = compare(question.answer, answer, question.kind)
+        if found is None:
+            return None, (question.answer, answer)
+        taken = 1000 * (time.perf_counter() - started)
+        return Verdict(found.correct, found.reason, found.answer, "exact", taken), None
+
     def _symbolic(self, undecided: dict[int, Pair]) -> dict[int, Verdict]:
         """The pool's verdicts on the undecided rows: each pair is asked for once, ever."""
         if not undecided:
@@ -187,17 +202,29 @@ class AnswerJudge:
             verdicts[i] = Verdict(reason == "correct", reason, pair[1], "symbolic", taken)
         return verdicts
 
-    def _count(self, verdicts: Sequence[Verdict]) -> None:
+    def _count(self, verdicts: Sequence[Verdict], questions: Sequence[Question]) -> None:
         """Count for the metrics, and refuse to go on where too much fails."""
-        for verdict in verdicts:
+        for verdict, question in zip(verdicts, questions):
+            failed = verdict.reason in _FAILURES
             self._counts[verdict.method] += 1
             self._counts[verdict.reason] += 1
             self._milliseconds.append(verdict.milliseconds)
-            self._failed.append(verdict.reason in _FAILURES)
-        failed, judged = sum(self._failed), len(self._failed)
-        if judged >= FAILURE_MINIMUM and failed > self._max_failures * judged:
-            raise RuntimeError(
-                f"max_failures={self._max_failures}: {failed} of the last {judged} answers ended "
-                "in a timeout or crash of the verifier; read their completions, then give the "
-                "SymbolicPool more cpu_seconds or allow a larger share."
-            )
+            self._failed.append(failed)
+            self._num_failed += failed
+            if failed:
+                self._last_failed = verdict.answer, question.answer
+            if len(self._failed) > FAILURE_WINDOW:
+                self._num_failed -= self._failed.popleft()
+            self._check_failures()
+
+    def _check_failures(self) -> None:
+        judged = len(self._failed)
+        if judged < FAILURE_MINIMUM or self._num_failed <= self._max_failures * judged:
+            return
+        answer, gold = self._last_failed
+        raise TooManyFailures(
+            f"max_failures={self._max_failures}: {self._num_failed} of the last {judged} answers "
+            f"ended in a timeout or crash of the verifier, the last of them {shortened(answer)} "
+            f"where the gold is {shortened(gold)}; read such completions, then give the "
+            "SymbolicPool more cpu_seconds or allow a larger share."
+        )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from reasoning.data.formats import TextFormat
 from reasoning.data.tasks.base import Verdict
 from reasoning.data.tokenizers import train_tokenizer
 from reasoning.rewards import judges
@@ -20,7 +21,7 @@ from reasoning.rewards.answers import AnswerKind, compare, extract
 from reasoning.rewards.host import HostReward
 from reasoning.rewards.judges import AnswerJudge
 from reasoning.rewards.symbolic import Outcome, SymbolicPool
-from reasoning.rewards.verdicts import REASONS, Completions, reason_id
+from reasoning.rewards.verdicts import REASONS, Completions, TooManyFailures, reason_id
 from reasoning.sampling.sampler import pad_prompts
 
 
@@ -174,8 +175,33 @@ def test_too_many_failures_stop_the_training():
         judge_all(judge, *boxed(*[r"\timeout"] * 11))
 
 
+def test_a_bad_batch_is_stopped_before_it_is_worked_through():
+    pool = StubPool()
+    rows = [(f"x_{i}", "expression", r"\boxed{\timeout}") for i in range(5000)]
+    rows += boxed(*["x"] * 1000)  # a good end is no excuse
+    wanted = r"^max_failures=0\.01: 100 of the last 100 .* '\\\\timeout' where the gold is 'x_99';"
+    with pytest.raises(TooManyFailures, match=wanted):
+        judge_all(AnswerJudge(pool=pool), *rows)
+    assert len(pool.asked) == judges.CHUNK
+
+
+def test_failures_blame_no_completion_of_their_batch():
+    tokenizer = train_tokenizer((), vocab_size=None, words=["####"], numbers="whole", max_number=20)
+    judge = AnswerJudge(pool=StubPool())
+    judge_all(judge, *boxed(*["x"] * 97, r"\timeout", r"\crash"))  # one answer short of the count
+    tokens = [[tokenizer.vocab_size, *tokenizer.encode("#### 1"), tokenizer.eos_id]]
+    tokens = np.array(tokens, np.int32)
+    prompts, _ = pad_prompts([tokenizer.encode("7")], tokenizer.pad_id)
+    wanted = r"^max_failures=0\.01: 2 of the last 100 .* '\\\\crash' where the gold is 'x';"
+    with (
+        HostReward(judge, TextFormat(tokenizer)) as reward,
+        pytest.raises(TooManyFailures, match=wanted),
+    ):
+        reward(prompts, Completions(tokens, tokens >= 0), [Question("1", "number")])
+
+
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"^kind='expression': only algebra .*'reasoning\[math\]'"):
+    with pytest.raises(ValueError, match=r"^kind='expression': only algebra .*'\.\[math\]'"):
         judge_all(AnswerJudge(), *boxed("x"))
     with pytest.raises(ValueError, match=r"^max_failures=2: must be a share between 0 and 1"):
         AnswerJudge(max_failures=2)
@@ -197,7 +223,7 @@ def test_the_judge_is_a_reward():
         tokens.append(ids + [0] * (6 - len(ids)))
         mask.append([True] * len(ids) + [False] * (6 - len(ids)))
     prompts, _ = pad_prompts([tokenizer.encode("7")] * 4, tokenizer.pad_id)
-    with HostReward(AnswerJudge(), tokenizer) as reward:
+    with HostReward(AnswerJudge(), TextFormat(tokenizer)) as reward:
         assert reward.name == "answers"
         completions = Completions(np.array(tokens, np.int32), np.array(mask))
         verdicts = reward(prompts, completions, [Question("18", "number")] * 4)
