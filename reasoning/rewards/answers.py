@@ -11,13 +11,16 @@ not accept what leaves open which answer is meant:
 * An answer is one value. `5,7`, `7 or 5` and `x=5=7` are `ambiguous`, whatever the truth.
 * Numbers are compared as fractions: 18.0 is 18, 1.000 is not 1000, 0.333 is not 1/3, 7% is 0.07.
   Digits are ASCII; commas count only between groups of three.
-* A currency sign before a number, a degree sign and a unit in words after it (`18 dollars`) are
-  passed over where the gold answer has none: the gold does not say which unit was asked for, so
-  `18 cents` passes as well. Words that change the number (`18 thousand`, `7 percent`) are no units.
+* `1.5 \times 10^3` is the number 1500, and `10^3` is 1000; no other power or product is a number.
+* A currency sign before a number, a degree sign and a unit after it (`18 dollars`, `60 miles per
+  hour`, `5\text{ m/s}^2`) are passed over where the gold answer has none: the gold does not say
+  which unit was asked for, so `18 cents` passes as well. Words that change the number (`18
+  thousand`, `7 percent`) are no units; nor are, in a formula, letters that may be factors (`5 xy`).
 * `x = 5` answers 5: one name and one equals sign. With names on both sides, both must agree.
 * A calculation is not an answer: `3+4` or `\sum_{k=1}^4 k` for a gold number is `malformed`.
 * Texts (choices, words, brackets) must be equal but for case, spaces, commas, a final full stop
-  and LaTeX's wrappers; `A` is `(A)`.
+  and LaTeX's wrappers; `A` is `(A)`. A gold expression that is a word (`No`, `Evelyn`) is a text;
+  `x`, `xy` and `AB` are formulas, and the case of their letters counts.
 """
 
 import functools
@@ -58,7 +61,7 @@ _JOINT = re.compile(r"(?:[\s$.,;&~\\(){}]|text|quad|or|and)*")
 _TOO_MANY_DIGITS = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 _HAS_DIGIT = re.compile("[0-9]")
 _BEFORE_WORDS = ",;!?*_`'\"()[]"  # a full stop may open .5
-_JOINTS = frozenset(["or", "and", "&", ",", "/", "|"])
+_JOINTS = frozenset(["or", "and", "&", ",", "/", "|", "\\times", "\\cdot", "\u00d7", "\u00b7"])
 
 
 def extract(
@@ -172,7 +175,7 @@ def _final_number(tail: str) -> Extraction:
     answer = words[last].rstrip(_BEFORE_WORDS + ".").lstrip(_BEFORE_WORDS)
     joined = last > 0 and words[last - 1].lower() in _JOINTS
     before = words[last - 1 - joined].strip(_BEFORE_WORDS) if last > joined else ""
-    if _read_number(before) and before != answer:  # `5 or 7`, `5, 7`
+    if _read_number(before, _UNIT_LETTERS["number"]) and before != answer:  # `5 or 7`, `5, 7`
         return Extraction(None, "ambiguous")
     return _answer(answer)
 
@@ -226,6 +229,7 @@ _SPELLINGS = [
         (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})\s*", ""),
         (r"\\(?:degree|degrees)(?![A-Za-z])\s*", ""),
         (r"\\(leq|geq|neq)(?![A-Za-z])", lambda match: "\\" + match[1][:2]),
+        (r"([_^])\s*\{\s*(\w)\s*\}(?!\s*[0-9])", r"\1\2"),
         (r"\s+", " "),
     )
 ]
@@ -235,24 +239,35 @@ _NUMBER = re.compile(
     r"""(?P<sign>[-+]?)\ ?(?:[$£€]\ ?(?P<late>[-+]?))?
     (?:(?:(?P<whole>[0-9]+)\ ?)?\\frac\ ?\{\ ?(?P<top>-?[0-9]+)\ ?\}\ ?\{\ ?(?P<below>[0-9]+)\ ?\}
       |(?:(?P<full>[0-9]+)\ )?(?P<over>[0-9]+)\ ?/\ ?(?P<under>[0-9]+)
-      |(?P<integer>[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)?(?P<decimals>\.[0-9]+)?)
-    (?:\ ?(?P<percent>%)|\ ?\\text\ ?\{\ ?(?P<words>[A-Za-z ]+)\}|\ (?P<bare>[A-Za-z ]+))?""",
+      |(?P<integer>[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)?(?P<decimals>\.[0-9]+)?
+       (?:(?:(?<=[0-9])\ ?\\(?:times|cdot)\ ?)?(?<![0-9.])
+        10\ ?\^\ ?(?P<brace>\{\ ?)?(?P<power>-?[0-9]{1,3})(?(brace)\ ?\}))?)
+    (?:\ ?(?P<percent>%)
+      |\ ?\\text\ ?\{(?P<words>[A-Za-z/ ]+(?:\^[23]\ ?)?)\}(?P<raised>\ ?\^\ ?[23])?
+      |\ (?P<bare>[A-Za-z ]+(?:/\ ?[A-Za-z]+)?))?""",
     re.VERBOSE,
 )
 # The form of most answers: a whole number, perhaps with a dollar sign or `.00`.
 _WHOLE_NUMBER = re.compile(r"(-?)\$?([0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.0*)?")
-# Words that change the number before them; any other word after a number is its unit.
+# Words that change the number before them; any other word after a number may be its unit.
 _NUMBER_WORDS = """
 half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths
 eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths
 zero one two three four five six seven eight nine ten eleven twelve twenty hundred hundreds
 thousand thousands million millions billion billions trillion trillions dozen dozens score pair
 pairs percent percents pct times squared cubed factorial power root pi mod base plus minus point
-over per negative positive lakh crore gross grand mil bn mn
+over negative positive lakh crore gross grand mil bn mn
+sqrt choose alpha beta gamma theta infinity
 and or not nor no but to than then if else maybe perhaps is was about wrong false
 """
 _NO_UNITS = frozenset(_NUMBER_WORDS.split())
+# Units that are known by fewer letters than another word needs.
+_UNIT_NAMES = """
+m g s h l n j w v a c f mm cm dm km in ft yd mi mg kg lb lbs oz ml hr hrs min sec day mph kph
+"""
+_UNITS = frozenset(_UNIT_NAMES.split())
 _MAX_UNIT_WORDS = 3
+_UNIT_LETTERS = {"number": 2, "expression": 4}  # in a formula, a few letters are factors
 _NAME = re.compile(
     r"((?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?) ?(?:=|\\in(?![A-Za-z])) ?",
     re.ASCII,
@@ -272,7 +287,10 @@ _ARITHMETIC = re.compile(
 _BASE = re.compile(r"[0-9)}] ?_ ?\{? ?(?:[0-9]|\\text)")
 _DIGITS_APART = re.compile("[0-9] [0-9]")
 _TEXT_COMMAND = re.compile(r"\\text ?\{([^{}]*)\}")
-_WORD = re.compile("[A-Za-z]{4,}")  # shorter ones are products of letters
+# A word, perhaps among others; other letters, such as xy and AB, are products.
+_WORDS = re.compile(
+    r"(?:[A-Za-z]+ )*(?:[A-Za-z]{4,}|[A-Z][a-z]+|yes|no|odd|one|two|six|ten)(?: [A-Za-z]+)*"
+)
 _CHOICE = re.compile(r"\(([a-z])\)")
 _BRACKETS = re.compile(r"[][(){}<> ]+")
 
@@ -319,7 +337,7 @@ def _equal(same: bool) -> str:
 def _gold_number(gold: str) -> Number:
     if gold.isdecimal() and gold.isascii():
         return Number(Fraction(int(gold)), "")
-    number = _read_number(_plain(gold), bare_units=True)
+    number = _read_number(_plain(gold), _UNIT_LETTERS["number"])
     if number is None:
         raise ValueError(
             f"gold={gold!r}: is no number; give this problem the kind 'expression' or 'text'."
@@ -332,7 +350,7 @@ def _judge_number(gold: Number, answer: str) -> str:
     if whole:
         return _equal(int(whole[1] + whole[2].replace(",", "")) == gold.value)
     text = _without_name(_plain(answer))
-    number = _read_number(text, bare_units=True)
+    number = _read_number(text, _UNIT_LETTERS["number"])
     if number is None:
         several = _SEPARATOR.search(text) or _RELATION.search(text)
         return "ambiguous" if several else "malformed"
@@ -356,12 +374,26 @@ def _judge_expression(gold: str, answer: str) -> str | None:
         answer = _THOUSANDS.sub(lambda match: match[1].replace(",", ""), answer)
     if gold.replace(" ", "") == answer.replace(" ", "") and not _DIGITS_APART.search(answer):
         return "correct"
-    wanted, given = _read_number(gold), _read_number(answer)
+    wanted, given = (_read_number(text, _UNIT_LETTERS["expression"]) for text in (gold, answer))
     if wanted and given:
         return _equal(_same_number(wanted, given))
-    if _TEXT_COMMAND.sub("", gold).strip(" ()") == "" or _WORD.fullmatch(gold):
+    if _is_text(gold):
         return _judge_text(gold, answer)
+    if gold.isalpha() and gold == _bare(answer):
+        return "correct"
     return _refusal(gold, answer, wanted is not None)
+
+
+def _is_text(gold: str) -> bool:
+    """A choice, words, or what LaTeX sets as text; letters alone are a product."""
+    if _TEXT_COMMAND.sub("", gold).strip(" ()") == "" or _WORDS.fullmatch(gold):
+        return True
+    return _CHOICE.fullmatch(gold.lower()) is not None
+
+
+def _bare(text: str) -> str:
+    r"""The letters of `\text{(C)}`."""
+    return _TEXT_COMMAND.sub(r"\1", text).strip(" ()")
 
 
 def _refusal(gold: str, answer: str, wants_number: bool) -> str | None:
@@ -415,28 +447,56 @@ def _without_name(text: str) -> str:
     return text[match.end() :] if match else text
 
 
-def _read_number(text: str, bare_units: bool = False) -> Number | None:
-    """The number that a plain text writes, or None if it is not one number and nothing else."""
+def _read_number(text: str, unit_letters: int) -> Number | None:
+    r"""The number that a plain text writes, or None if it is not one number and nothing else.
+
+    Args:
+      text: as `_plain` leaves it.
+      unit_letters: what a word after the number needs to be a unit outside of `\text`.
+    """
     wrapped = _TEXT_COMMAND.fullmatch(text)
     match = _NUMBER.fullmatch(wrapped[1].strip() if wrapped else text)
-    if not match or (match["sign"] and match["late"]) or (match["bare"] and not bare_units):
+    if not match or (match["sign"] and match["late"]):
         return None
-    unit = (match["words"] or match["bare"] or "").lower().split()
-    if len(unit) > _MAX_UNIT_WORDS or any(len(w) < 2 or w in _NO_UNITS for w in unit):
+    words = (match["words"] or match["bare"] or "") + (match["raised"] or "")
+    unit = _unit(words, 1 if match["words"] else unit_letters)
+    if unit is None:
         return None
     top, below = match["top"] or match["over"], match["below"] or match["under"]
     if below:
         if not int(below):
             return None
         value = int(match["whole"] or match["full"] or 0) + Fraction(int(top), int(below))
-    elif match["integer"] or match["decimals"]:
-        digits = (match["integer"] or "0").replace(",", "")
-        value = Fraction(digits + (match["decimals"] or ""))
+    elif match["integer"] or match["decimals"] or match["power"]:
+        digits = (match["integer"] or "").replace(",", "") + (match["decimals"] or "")
+        value = Fraction(digits or 1)  # 10^3
+        if match["power"]:
+            value *= Fraction(10) ** int(match["power"])
     else:
         return None
     if "-" in (match["sign"], match["late"]):
         value = -value
-    return Number(value / 100 if match["percent"] else value, " ".join(unit))
+    return Number(value / 100 if match["percent"] else value, unit)
+
+
+def _unit(text: str, letters: int) -> str | None:
+    """One spelling of the unit that the words after a number are; None if they are none.
+
+    A word needs so many letters, two at least, unless it is a known unit; one of a single letter is
+    that only in LaTeX's text (letters=1) or after `per`.
+    """
+    text = re.sub(r" ?\^ ?", "^", text.lower().replace("/", " per "))
+    words = text.split()
+    if words.count("per") > 1 or words[-1:] == ["per"]:
+        return None
+    names = [word.partition("^")[0] for word in words]
+    if len(names) - names.count("per") > _MAX_UNIT_WORDS or "per cent" in text:
+        return None
+    for before, name in zip(["", *names], names):
+        known = name in _UNITS and (letters == 1 or before == "per" or len(name) > 1)
+        if name in _NO_UNITS or not (name == "per" or known or len(name) >= max(2, letters)):
+            return None
+    return " ".join(words)
 
 
 def _same_number(gold: Number, given: Number) -> bool:

@@ -108,6 +108,7 @@ def test_the_limits_are_where_they_are_said_to_be():
         ("step 2: 7", "7"),
         ("7 = 7", "7"),
         ("٧", None),
+        (r"2 \times 10^3", None),
         ("none", None),
     ],
 )
@@ -252,8 +253,8 @@ def test_another_text(gold, answer):
         ("10101_3", "10101", "wrong_value"), ("10101_3", "10101_4", "wrong_value"),
         ("10101_{3}", "10101_{3}", "correct"), ("10101", "10101_3", "wrong_value"),
         ("( 1,200 )", "(1,200)", "correct"), ("Evelyn", "nylevE", "wrong_value"),
-        ("x+1", "1+x", None), ("5", r"\sqrt{25}", None), ("1000", "10^3", None),
-        ("2000", r"2 \times 10^{3}", None), ("1,-1", r"\pm 1", None), ("x<5", "5>x", None),
+        ("x+1", "1+x", None), ("5", r"\sqrt{25}", None), ("1000", "10^3", "correct"),
+        ("2000", r"2 \times 10^{3}", "correct"), ("1,-1", r"\pm 1", None), ("x<5", "5>x", None),
         ("5", "5,7", "ambiguous"), (r"\sqrt{5}", r"\sqrt{5}, \sqrt{7}", "ambiguous"),
         (r"\sqrt{5}", r"\{\sqrt{5}, 7\}", "ambiguous"), (r"\sqrt{5}", r"\pm\sqrt{5}", "ambiguous"),
         (r"\sqrt{5}", r"\sqrt{5} \text{ or } 7", "ambiguous"), ("5", "x=7=5", "ambiguous"),
@@ -268,6 +269,48 @@ def test_another_text(gold, answer):
 )  # fmt: skip
 def test_expressions(gold, answer, reason):
     assert judged(gold, answer, "expression") == reason
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "reason"),
+    [
+        ("2516_8", "2516_{8}", "correct"), ("2516_8", "2516_{7}", "wrong_value"),
+        (r"x^{2}y", "x^2y", "correct"), (r"10^{3}5", "10^35", None),
+        *[(gold, rf"\text{{{gold}}}", "correct") for gold in ("Yes", "No", "C", "no", "AB", "(C)")],
+        ("C", r"\text{(C)}", "correct"), ("C", r"\text{(B)}", "malformed"), ("(C)", "c", "correct"),
+        ("No", "ON", "wrong_value"), ("No", "no.", "correct"),
+        ("No", "Yes or No", "wrong_value"), ("North East", "north east", "correct"),
+        ("xy", "yx", None), ("AB", "BA", None), ("x", "X", None),
+    ],
+)  # fmt: skip
+def test_words_and_bases_that_are_no_products(gold, answer, reason):
+    assert judged(gold, answer, "expression") == reason
+
+
+@pytest.mark.parametrize("kind", ["number", "expression"])
+@pytest.mark.parametrize(
+    ("gold", "answer", "right"),
+    [
+        ("5", r"5\text{ cm}^2", True), ("5", r"5\text{ cm}^{2}", True),
+        ("5", r"5\text{ m/s}", True),
+        ("5", r"5\,\mathrm{m/s^2}", True), ("5", r"5\text{ m}", True), ("5", "5 km/h", True),
+        ("60", "60 miles per hour", True), ("1200", "$1,200 per month", True),
+        ("5", "18 dollars", False), ("18", "18 dollars", True), ("6", r"5\text{ m/s}", False),
+        (r"5\text{ m/s}", r"5\text{ m}", False), (r"5\text{ cm}^2", r"5\text{ cm}", False),
+        (r"5\text{ cm}^2", r"5\text{ cm^{2}}", True),
+        ("7", "7 per cent", False), ("7", "7 per", False),
+        ("7", "7 per hundred", False), ("7", "7 miles per hour per second", False),
+        ("7", r"7\text{ x}", False), ("7", r"7\text{ k}", False), ("7", "7 sqrt", False),
+        ("7", r"7\text{ cm}^7", False), ("7", "7 miles or hours", False),
+        ("1024", r"1.024 \times 10^3", True), ("1024", r"1.024\cdot10^{3}", True),
+        ("0.0015", r"1.5 \times 10^{-3}", True), ("-1500", r"-1.5 × 10^3\text{ m}", True),
+        ("1000", "10^3", True), ("1000", "10^{3}", True), ("1000", "10^{3", False),
+        ("1000", r"\times 10^3", False), ("1000", "510^3", False), ("5000", "5 10^3", False),
+        ("1024", r"1024 \times 10^3", False), ("24", r"3 \times 8", False),
+    ],
+)  # fmt: skip
+def test_units_and_powers_of_ten(gold, answer, right, kind):
+    assert (judged(gold, answer, kind) == "correct") == right
 
 
 @given(st.text(max_size=200), st.sampled_from(["18", "x+1", "(A)"]))
