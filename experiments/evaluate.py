@@ -124,7 +124,7 @@ def estimates(judged: Judged, num_tags: int) -> dict[str, Any]:
     num_problems, num_samples = judged.correct.shape
     split = num_problems, num_tags, num_samples // num_tags
     correct = interleave(judged.correct.reshape(split))
-    answers = interleave(judged.answers.reshape(split))
+    votes = interleave(judged.votes.reshape(split))
     solved = judged.correct.sum(axis=1)
     ks = [k for k in (1, 2, 4, 6, 8, 16, 32, 64) if k <= num_samples]
     curve = pass_curve(judged.correct.reshape(split), ks)
@@ -134,7 +134,7 @@ def estimates(judged: Judged, num_tags: int) -> dict[str, Any]:
         "pass@1": mean_estimate(judged.correct.mean(axis=1)).as_dict(),
         "pass@k": {f"{k}": mean_estimate(column).as_dict() for k, column in zip(ks, curve.T)},
         "cons@k": {
-            f"{k}": mean_estimate(cons_at_k(answers, correct, k)).as_dict() for k in ks if k > 1
+            f"{k}": mean_estimate(cons_at_k(votes, correct, k)).as_dict() for k in ks if k > 1
         },
         "g_pass@k": {
             f"{k}, tau {tau}": mean_estimate(g_pass_at_k(num_samples, solved, k, tau)).as_dict()

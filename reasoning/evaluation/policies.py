@@ -67,6 +67,7 @@ class Judged:
       lengths: int, tokens, tag and <eos> included.
       completions: str, the text after the tag; all of it where there is no tag.
       answers: str, None where the completion gave none or was cut off.
+      votes: str, what each answer counts as in a vote (`Verdict.key`): one for all its spellings.
       methods: str, how the verdict was found.
       milliseconds: float, what it took.
     """
@@ -79,6 +80,7 @@ class Judged:
     lengths: np.ndarray
     completions: np.ndarray
     answers: np.ndarray
+    votes: np.ndarray
     methods: np.ndarray
     milliseconds: np.ndarray
 
@@ -207,6 +209,8 @@ def judge(
         completions=_column(texts, object, shape),
         answers=_column([v.answer or None if e else None for v, e in zip(verdicts, kept)],
                         object, shape),
+        votes=_column([v.key or v.answer or None if e else None for v, e in zip(verdicts, kept)],
+                      object, shape),
         methods=_column([v.method for v in verdicts], object, shape),
         milliseconds=_column([v.milliseconds for v in verdicts], float, shape),
     )
@@ -288,12 +292,12 @@ def summarise(
     """
     tags, num_strategies = np.unique(judged.tags), policy.config.num_strategies
     correct = _by_tag("judged", judged, tags, judged.correct)  # [P, tags, G]
-    answers = _by_tag("judged", judged, tags, judged.answers)
+    votes = _by_tag("judged", judged, tags, judged.votes)
     validated = _by_tag("validation", validation, tags, validation.correct)
     best = int(validated.mean(axis=(0, 2)).argmax())
     ks = _curve_ks(num_strategies, judged.tags.shape[1])
     curve = pass_curve(correct, ks)
-    votes = cons_at_k(interleave(answers), interleave(correct), num_strategies)
+    voted = cons_at_k(interleave(votes), interleave(correct), num_strategies)
     per_problem = {
         "pass@1": correct.mean(axis=(1, 2)),
         "pass@1_own_tag": own.correct.mean(axis=1),
@@ -303,7 +307,7 @@ def summarise(
     figures = {
         **{name: _mean(values) for name, values in per_problem.items()},
         "pass@1_best_tag": {**_mean(per_problem["pass@1_best_tag"]), "tag": int(tags[best])},
-        "cons@S": _mean(votes),
+        "cons@S": _mean(voted),
         "greedy_coverage": _mean(greedy.correct.any(axis=1)),
         "over_long": _mean((judged.reasons == "over_long").mean(axis=1)),
         "no_answer": _mean((judged.reasons == "no_answer").mean(axis=1)),

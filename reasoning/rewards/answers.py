@@ -325,6 +325,25 @@ def compare(gold: str, answer: str, kind: AnswerKind) -> Verdict | None:
     return None if reason is None else _verdict(answer, reason)
 
 
+def vote_key(answer: str, kind: AnswerKind) -> str:
+    r"""One text for the spellings of an answer, so that votes on it come together.
+
+    A number is its fraction (`$18.00` and `x = 18` are `18`), a text or formula its plain spelling.
+    What only algebra finds equal keeps keys of its own; units are left out.
+    """
+    if kind == "text":
+        return _plain_text(answer)
+    text = _without_name(_plain(answer))
+    number = _read_number(text, _UNIT_LETTERS[kind])
+    if number:
+        return str(number.value)
+    if len(_bare(text)) == 1:
+        return _bare(text)
+    if _is_text(text):
+        return _plain_text(text)
+    return text if _DIGITS_APART.search(text) else text.replace(" ", "")
+
+
 def _verdict(answer: str, reason: str) -> Verdict:
     return Verdict(reason == "correct", reason, answer)
 

@@ -10,6 +10,8 @@ The pool belongs to one process, so HostReward takes such a judge with `num_work
 """
 
 import collections
+import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol, get_args
@@ -17,7 +19,7 @@ from typing import Any, Protocol, get_args
 import numpy as np
 
 from reasoning.data.tasks.base import Verdict
-from reasoning.rewards.answers import AnswerKind, Rule, compare, extract
+from reasoning.rewards.answers import AnswerKind, Rule, compare, extract, vote_key
 from reasoning.rewards.symbolic import Result, SymbolicPool
 from reasoning.rewards.verdicts import TooManyFailures, shortened
 
@@ -27,6 +29,7 @@ FAILURE_WINDOW = 1000  # answers over which failures are counted
 FAILURE_MINIMUM = 100  # answers before they are
 CHUNK = 256  # formulas that the pool is asked for before failures are counted
 
+_gold_key = functools.lru_cache(maxsize=65_536)(vote_key)  # the same for all of its samples
 _REASONS = {"right": "correct", "wrong": "wrong_value"}  # the other results are reasons themselves
 _FAILURES = ("timeout", "crash")
 
@@ -86,7 +89,7 @@ class AnswerJudge:
           questions: B objects with `answer` and `kind`.
 
         Returns:
-          B Verdicts with answer, method and milliseconds.
+          B Verdicts with answer, method, milliseconds, and the answer's key in votes.
 
         Raises:
           ValueError: arguments of different lengths, a question of the kind "expression" without a
@@ -112,7 +115,7 @@ class AnswerJudge:
                     verdicts[at] = verdict
                 self._count(verdicts[counted:], questions[counted:])
                 counted, undecided = len(verdicts), {}
-        return verdicts
+        return [_with_key(*row) for row in zip(verdicts, questions)]
 
     def memo(self) -> dict[str, Any]:
         """The symbolic verdicts so far, for `json.dumps`."""
@@ -228,3 +231,15 @@ class AnswerJudge:
             f"where the gold is {shortened(gold)}; read such completions, then give the "
             "SymbolicPool more cpu_seconds or allow a larger share."
         )
+
+
+def _with_key(verdict: Verdict, question: Question) -> Verdict:
+    """The verdict with its key: the gold's for what is right, never that for what is wrong."""
+    if verdict.answer is None:
+        return verdict
+    key = gold = _gold_key(question.answer, question.kind)
+    if not verdict.correct:
+        key = vote_key(verdict.answer, question.kind)
+        if key == gold:  # another unit, or y = 5 for x = 5
+            key = f"not {gold}: {verdict.answer}"
+    return dataclasses.replace(verdict, key=key)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from reasoning.data.formats import TextFormat
+from reasoning.data.questions import Question
 from reasoning.data.tasks import make_task
 from reasoning.data.tasks.countdown import Countdown, CountdownProblem
 from reasoning.data.tokenizers import train_tokenizer
 from reasoning.evaluation.diversity import entropy
+from reasoning.evaluation.estimators import cons_at_k
 from reasoning.evaluation.policies import (
     Judged,
     Policy,
@@ -23,6 +25,8 @@ from reasoning.evaluation.policies import (
 )
 from reasoning.models.config import ModelConfig
 from reasoning.rewards.host import task_reward
+from reasoning.rewards.judges import AnswerJudge
+from reasoning.rewards.symbolic import Outcome
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG
 
@@ -64,6 +68,7 @@ def made(tags, strategies, correct) -> Judged:
         lengths=np.full(tags.shape, 7),
         completions=np.full(tags.shape, "a b c", object),
         answers=np.where(correct, "right", None).astype(object),
+        votes=np.where(correct, "right", None).astype(object),
         methods=np.full(tags.shape, "exact", object),
         milliseconds=np.zeros(tags.shape),
     )
@@ -93,6 +98,44 @@ def test_judge_reads_tag_verdict_strategy_and_length():
     ]
     backward, none = TASK.strategies.index("backward"), len(TASK.strategies)
     assert judged.strategies.tolist() == [[backward, backward, none]]
+
+
+def judged_answers(gold, kind, *answers):
+    """One problem's verdicts by the judge of answers, whatever the policy's words."""
+    questions = [Question("q", "?", gold, kind)] * len(answers)
+    texts = [rf"\boxed{{{answer}}}" for answer in answers]
+
+    def judge_texts(*_):
+        return AnswerJudge(("boxed",), NoAlgebra())(["?"] * len(texts), texts, questions)
+
+    policy = dataclasses.replace(POLICY, judge=judge_texts)
+    return judge(policy, [PROBLEM], *rows(*[(TAG, RIGHT)] * len(answers)))
+
+
+class NoAlgebra:
+    version = "none"
+
+    def verify(self, pairs):
+        return [Outcome("right" if answer == "x+x" else "wrong", 1.0) for _, answer in pairs]
+
+
+@pytest.mark.parametrize(
+    "gold, kind, answers, voted",
+    [
+        ("18", "number", ["18", "$18", "18.00", "20", "20", "7"], True),
+        ("18", "number", ["18", "20", "x=20", "20.0", "18.0", "7"], False),
+        (r"\frac{1}{2}", "expression", [r"\frac12", "0.5", "x", "z", "y"], True),
+        ("2x", "expression", ["x+x", "2x", "3x", "3x", "y=2x"], True),
+        ("(A)", "text", ["A", "(a)", "b", "c", "(B)", r"\text{(A)}"], True),
+        ("x=5", "expression", ["y=5", "y=5", "y=5", "x=5", "5"], False),
+        (r"5\text{ km}", "expression", [r"5\text{ miles}"] * 3 + ["5", r"5\text{ km}"], False),
+    ],
+)
+def test_spellings_of_one_answer_vote_together(gold, kind, answers, voted):
+    judged = judged_answers(gold, kind, *answers)
+    assert judged.answers.tolist() == [answers], "as they were written"
+    assert len(set(judged.votes[judged.correct])) == 1
+    assert cons_at_k(judged.votes, judged.correct, len(answers)).tolist() == [voted]
 
 
 def test_every_completion_is_judged_on_its_own_problem():

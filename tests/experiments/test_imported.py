@@ -273,7 +273,7 @@ def test_samples_are_estimated_tag_by_tag():
         tags=np.array([[0, 0, 1, 1]] * 3), correct=right,
         reasons=np.where(right, "correct", "wrong_value").astype(object),
         strategies=np.zeros((3, 4), int), validity=np.zeros((3, 4)),
-        lengths=np.full((3, 4), 5), completions=texts, answers=texts,
+        lengths=np.full((3, 4), 5), completions=texts, answers=texts, votes=texts,
         methods=np.full((3, 4), "exact", object), milliseconds=np.zeros((3, 4)),
     )
     found = evaluate.estimates(judged, 2)

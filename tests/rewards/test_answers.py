@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasoning.data.tasks.base import Verdict
-from reasoning.rewards.answers import MAX_ANSWER, MAX_TAIL, Extraction, compare, extract
+from reasoning.rewards.answers import MAX_ANSWER, MAX_TAIL, Extraction, compare, extract, vote_key
 
 
 def judged(gold, answer, kind="number"):
@@ -323,6 +323,30 @@ def test_any_text_is_judged(text, gold):
         assert verdict is not None or kind == "expression"
         if answer == gold:
             assert verdict.correct
+
+
+spellings = st.lists(
+    st.sampled_from(["5", "1/2", "0.5", "$", "%", " ", "x", "y", "A", "+", r"\frac12"]),
+    min_size=1, max_size=4,
+).map("".join)  # fmt: skip
+
+
+@given(spellings, spellings, st.sampled_from(["expression", "text"]))
+def test_equal_answers_have_one_key(gold, answer, kind):
+    verdict = compare(gold, answer, kind) if gold.strip() else None
+    if verdict and verdict.correct:
+        assert vote_key(gold, kind) == vote_key(answer, kind)
+
+
+def test_keys_of_votes():
+    for same in (["18", "$18", "18.00", "x = 18", r"18\text{ km}"], [r"\frac12", "0.5", "50%"],
+                 ["1000", "1,000", "10^3"], ["D", r"\text{D}", "(D)"], ["x + 1", "x+1"],
+                 [r"\text{Yes}", "yes", "Yes."]):  # fmt: skip
+        assert len({vote_key(answer, "expression") for answer in same}) == 1, same
+    assert vote_key("1.5", "number") == "3/2"
+    assert vote_key("1 1", "expression") != vote_key("11", "expression")
+    assert vote_key("x", "expression") != vote_key("X", "expression")
+    assert vote_key("(A)", "text") == vote_key("a", "text")
 
 
 PIECES = [r"\boxed{", "}", "{", "\\", "####", "\n", "<think>", "</think>", "7", " ", "$"]

@@ -48,6 +48,7 @@ class Verdict:
         verifier does not tell.
       method: what decided: "exact" comparison or "symbolic" algebra.
       milliseconds: that the judging took; 0 where it was not measured.
+      key: what the answer counts as in a vote, one for all its spellings; None: the answer itself.
     """
 
     correct: bool
@@ -55,6 +56,7 @@ class Verdict:
     answer: str | None = None
     method: Literal["exact", "symbolic"] = "exact"
     milliseconds: float = 0.0
+    key: str | None = None
 
 
 class Problems(Protocol):
