@@ -40,7 +40,7 @@ from reasoning.evaluation.estimators import (
     wilson_interval,
 )
 from reasoning.evaluation.policies import Judged, judge, sample_problems
-from reasoning.rewards.judges import AnswerJudge
+from reasoning.rewards.judges import AnswerJudge, check_gold
 from reasoning.rewards.symbolic import SymbolicPool
 from reasoning.runtime.meshes import check_mesh, make_mesh, use_mesh
 from reasoning.runtime.runs import Run
@@ -217,22 +217,24 @@ def read_completions(path: Path) -> list[Row]:
     """The lines of a completions file.
 
     Raises:
-      ValueError: no such file, or a line that is malformed, with its number.
+      ValueError: no such file, or a line that is blank or malformed, with its number.
     """
     if not path.is_file():
         raise ValueError(f"completions={path}: there is no such file.")
-    rows = []
+    rows, content = [], path.read_bytes().rstrip()
+    if not content:
+        raise ValueError(f"completions={path}: holds no completions.")
     # Split at newlines alone: a completion may hold other characters that end lines.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
-            continue
+            raise ValueError(f"{path}, line {number}: is blank; verdicts are line for line.")
         try:
             found = json.loads(line)
+        except RecursionError:
+            raise ValueError(f"{path}, line {number}: is nested too deeply.") from None
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: is no JSON ({error}).") from error
         rows.append(_row(found, f"{path}, line {number}"))
-    if not rows:
-        raise ValueError(f"completions={path}: holds no completions.")
     return rows
 
 
@@ -251,6 +253,10 @@ def _row(found: Any, where: str) -> Row:
         values["kind"] = "number"
     if values["kind"] not in KINDS:
         raise ValueError(f"{where}: kind={values['kind']!r} must be one of {', '.join(KINDS)}.")
+    try:
+        check_gold(gold, values["kind"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     return Row(values["completion"], gold, values["kind"], values["prompt"])
 
 

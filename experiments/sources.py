@@ -26,7 +26,7 @@ from reasoning.data.tokenizers import Tokenizer, train_tokenizer
 from reasoning.models.config import ModelConfig, make_config
 from reasoning.models.pretrained import check_weights, load_config, load_params
 from reasoning.rewards.host import HostFunction, task_reward
-from reasoning.rewards.judges import AnswerJudge
+from reasoning.rewards.judges import AnswerJudge, check_questions
 from reasoning.rewards.symbolic import SymbolicPool
 from reasoning.runtime.checkpoints import Checkpoints
 from reasoning.runtime.meshes import init_sharded, param_shardings
@@ -188,11 +188,13 @@ def make_judge(config: ml_collections.ConfigDict, problems: Problems) -> HostFun
     """What judges completions: the task's verifier, or the judge of answers.
 
     Raises:
-      ValueError: settings out of range, or formulas without the extra that judges them.
+      ValueError: settings out of range, formulas without the extra that judges them, or a gold
+        answer that its kind cannot have.
     """
     if not isinstance(problems, Corpus):
         return task_reward(problems)
     questions = (*problems.train, *problems.validation, *problems.test)
+    check_questions(questions)
     pool = None
     if any(question.kind == "expression" for question in questions):
         pool = SymbolicPool(config.judge.workers, config.judge.cpu_seconds)

@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, get_args
 
 import numpy as np
@@ -39,6 +39,33 @@ class Question(Protocol):
 
     answer: str  # gold
     kind: AnswerKind
+
+
+def check_gold(gold: str, kind: AnswerKind) -> None:
+    """Refuse a gold answer that could not be judged, or that would not be right itself.
+
+    Raises:
+      ValueError: it is empty, over a limit of `extract`, or no number where the kind says so.
+    """
+    verdict = compare(gold, gold, kind)
+    if verdict and not verdict.correct:
+        raise ValueError(
+            f"gold={shortened(gold)}: is itself {verdict.reason}; write it as an answer of the "
+            f"kind {kind!r}, or drop the problem."
+        )
+
+
+def check_questions(questions: Iterable[Any]) -> None:
+    """Refuse a gold answer that its question's kind cannot have; each has `id`, `answer`, `kind`.
+
+    Raises:
+      ValueError: as `check_gold`, with the question's id.
+    """
+    for question in questions:
+        try:
+            check_gold(question.answer, question.kind)
+        except ValueError as error:
+            raise ValueError(f"question {question.id}: {error}") from None
 
 
 class AnswerJudge:

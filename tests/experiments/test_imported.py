@@ -254,6 +254,11 @@ def test_completions_made_elsewhere_are_judged_line_for_line(tmp_path, capsys):
         ('{"completion": "1"}', "line 2: gold=None must be a text"),
         ('{"completion": "1", "gold": true}', "line 2: gold=True must be a text"),
         ('{"completion": "1", "gold": "1", "kind": "x"}', "line 2: kind='x'"),
+        ('{"completion": "1", "gold": "six", "kind": "number"}', "line 2: gold='six': is no"),
+        ('{"completion": "1", "gold": " "}', "line 2: gold=' ': a gold answer must not be empty"),
+        (json.dumps({"completion": "1", "gold": "x" * 600}), "line 2: gold=.*: is itself too_long"),
+        ("  \n" + json.dumps({"completion": "1", "gold": "1"}), "line 2: is blank; verdicts are"),
+        ('{"completion": "1", "gold": ' + "[" * 100_000, "line 2: is nested too deeply"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line, sentence):
@@ -261,6 +266,16 @@ def test_a_malformed_line_is_named(tmp_path, line, sentence):
     path.write_text(json.dumps(COMPLETIONS[0][0]) + "\n" + line + "\n")
     with pytest.raises(ValueError, match=sentence):
         evaluate.read_completions(path)
+
+
+def test_a_gold_answer_that_its_kind_cannot_have_is_refused(config, questions, tmp_path):
+    path = tmp_path / "sums.jsonl"
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows.append({**rows[0], "q": "?", "gold": "six"})
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config.corpus.path = str(path)
+    with pytest.raises(ValueError, match=r"^question sums/41: gold='six': is no number"):
+        sources.make_judge(config, sources.make_problems(config))
 
 
 def test_samples_are_estimated_tag_by_tag():

@@ -6,8 +6,10 @@
 import itertools
 import json
 import os
+import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ from reasoning.data.tokenizers import train_tokenizer
 from reasoning.rewards import judges
 from reasoning.rewards.answers import AnswerKind, compare, extract
 from reasoning.rewards.host import HostReward
-from reasoning.rewards.judges import AnswerJudge
+from reasoning.rewards.judges import AnswerJudge, check_questions
 from reasoning.rewards.symbolic import Outcome, SymbolicPool
 from reasoning.rewards.verdicts import REASONS, Completions, TooManyFailures, reason_id
 from reasoning.sampling.sampler import pad_prompts
@@ -198,6 +200,24 @@ def test_failures_blame_no_completion_of_their_batch():
         pytest.raises(TooManyFailures, match=wanted),
     ):
         reward(prompts, Completions(tokens, tokens >= 0), [Question("1", "number")])
+
+
+def test_gold_answers_are_checked_before_anything_is_judged():
+    def asked(gold, kind):
+        return SimpleNamespace(id="set/7", answer=gold, kind=kind)
+
+    golds = [asked(f"{i},000", "number") for i in range(1, 10)]
+    golds += [asked(rf"\frac{{{i}}}{{7}} + x", "expression") for i in range(8800)]
+    started = time.perf_counter()
+    check_questions([*golds, asked("(A)", "text"), asked("x, y", "expression")])
+    assert time.perf_counter() - started < 2
+    for gold, kind, sentence in (
+        ("twelve", "number", "gold='twelve': is no number"), ("\t", "text", r"gold='\\t': a gold"),
+        ("9" * 65, "expression", "gold='9+': is itself too_long; write"),
+        ("5,7", "number", "gold='5,7': is no number"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^question set/7: {sentence}"):
+            check_questions([*golds[:3], asked(gold, kind)])
 
 
 def test_bad_arguments_are_refused():
