@@ -333,6 +333,9 @@ def vote_key(answer: str, kind: AnswerKind) -> str:
     """
     if kind == "text":
         return _plain_text(answer)
+    whole = _WHOLE_NUMBER.fullmatch(answer)
+    if whole:
+        return str(_whole(whole))
     text = _without_name(_plain(answer))
     number = _read_number(text, _UNIT_LETTERS[kind])
     if number:
@@ -364,10 +367,14 @@ def _gold_number(gold: str) -> Number:
     return number
 
 
+def _whole(match: re.Match[str]) -> int:
+    return int(match[1] + match[2].replace(",", ""))
+
+
 def _judge_number(gold: Number, answer: str) -> str:
     whole = _WHOLE_NUMBER.fullmatch(answer)
     if whole:
-        return _equal(int(whole[1] + whole[2].replace(",", "")) == gold.value)
+        return _equal(_whole(whole) == gold.value)
     text = _without_name(_plain(answer))
     number = _read_number(text, _UNIT_LETTERS["number"])
     if number is None:
@@ -498,6 +505,7 @@ def _read_number(text: str, unit_letters: int) -> Number | None:
     return Number(value / 100 if match["percent"] else value, unit)
 
 
+@functools.lru_cache(maxsize=4096)
 def _unit(text: str, letters: int) -> str | None:
     """One spelling of the unit that the words after a number are; None if they are none.
 

@@ -245,7 +245,8 @@ class AnswerJudge:
                 self._last_failed = verdict.answer, question.answer
             if len(self._failed) > FAILURE_WINDOW:
                 self._num_failed -= self._failed.popleft()
-            self._check_failures()
+            if self._num_failed:
+                self._check_failures()
 
     def _check_failures(self) -> None:
         judged = len(self._failed)
