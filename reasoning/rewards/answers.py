@@ -256,7 +256,7 @@ eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousan
 zero one two three four five six seven eight nine ten eleven twelve twenty hundred hundreds
 thousand thousands million millions billion billions trillion trillions dozen dozens score pair
 pairs percent percents pct times squared cubed factorial power root pi mod base plus minus point
-over negative positive lakh crore gross grand mil bn mn
+over negative positive lakh crore gross grand mil mille bn mn
 sqrt choose alpha beta gamma theta infinity
 and or not nor no but to than then if else maybe perhaps is was about wrong false
 """
@@ -291,6 +291,7 @@ _TEXT_COMMAND = re.compile(r"\\text ?\{([^{}]*)\}")
 _WORDS = re.compile(
     r"(?:[A-Za-z]+ )*(?:[A-Za-z]{4,}|[A-Z][a-z]+|yes|no|odd|one|two|six|ten)(?: [A-Za-z]+)*"
 )
+_LONG_WORDS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
 _CHOICE = re.compile(r"\(([a-z])\)")
 _BRACKETS = re.compile(r"[][(){}<> ]+")
 
@@ -436,7 +437,12 @@ def _refusal(gold: str, answer: str, wants_number: bool) -> str | None:
     for pattern in (_DIGITS_APART, _TEXT_COMMAND):
         if pattern.search(answer) and not pattern.search(gold):
             return "malformed"
-    return "malformed" if wants_number and _ARITHMETIC.search(answer) else None
+    if not wants_number:
+        return None
+    small = answer.lower()  # the algebra passes over the words of `7 percent`
+    if "per cent" in small or any(word in _NO_UNITS for word in _LONG_WORDS.findall(small)):
+        return "malformed"
+    return "malformed" if _ARITHMETIC.search(answer) else None
 
 
 def _plain(text: str) -> str:
