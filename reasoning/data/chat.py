@@ -213,9 +213,14 @@ def _environment(now: datetime.datetime) -> "jinja2.Environment":
     )
     environment.filters["counted"] = environment.counted
     environment.filters["tojson"] = _to_json
-    environment.globals["namespace"] = Namespace
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = now.strftime
+    # Nothing else of jinja2's own: its lipsum() takes any time in a single step.
+    environment.globals = {
+        "range": environment.globals["range"],  # the sandbox's, of a limited length
+        "dict": dict,
+        "namespace": Namespace,
+        "raise_exception": _raise_exception,
+        "strftime_now": now.strftime,
+    }
     return environment
 
 
