@@ -1,11 +1,11 @@
-"""Strategy tags as ids: rows of their own at the end of the vocabulary, or text of the model's.
+"""Strategy tags that are text of an imported model's own, such as the paper's `<think1>`.
 
-    tags = added_tags(config.vocab_size, num_strategies=6)   # one id each: V, V+1, ...
     tags = textual_tags(tokenizer, num_strategies=6)         # <|im_start|><think1>\\n and so on
     row = (*prompt, *tags.prefix, tags.ids[tag], *tags.suffix, *trace)
 
-Either way the decision between strategies is one token at one position, the fork, and a policy's
-distribution over strategies is its distribution over `ids` there.
+The decision between strategies is one token at one position, the fork, and a policy's distribution
+over strategies is its distribution over `ids` there. (Tags that are rows of their own behind the
+vocabulary need no text: `reasoning.models.strategies`.)
 """
 
 import dataclasses
@@ -39,19 +39,6 @@ class StrategyTags:
             raise ValueError(f"ids={self.ids}: every strategy needs an id of its own.")
 
 
-def added_tags(vocab_size: int, num_strategies: int) -> StrategyTags:
-    """The ids V..V+S-1, which the strategy-embedding table looks up.
-
-    Args:
-      vocab_size: V, the model's (not the tokenizer's, which may be smaller).
-
-    Raises:
-      ValueError: `num_strategies` is below 1.
-    """
-    _check_count(num_strategies)
-    return StrategyTags((), tuple(range(vocab_size, vocab_size + num_strategies)), ())
-
-
 def textual_tags(
     tokenizer: ImportedTokenizer, num_strategies: int, pattern: str = PATTERN
 ) -> StrategyTags:
@@ -64,7 +51,8 @@ def textual_tags(
       ValueError: `num_strategies` is below 1, the pattern has no "{i}", or two tags have different
         lengths (often from the 10th on) or differ in more or less than one id.
     """
-    _check_count(num_strategies)
+    if num_strategies < 1:
+        raise ValueError(f"num_strategies={num_strategies}: use at least 1.")
     if "{i}" not in pattern:
         raise ValueError(f"pattern={pattern!r} has no {{i}}: write it where the number belongs.")
     # At least two, to see which position is the fork.
@@ -100,8 +88,3 @@ def _fork(names: str, first: tuple[int, ...], second: tuple[int, ...]) -> int:
             "set the number off from the text around it."
         )
     return positions[0]
-
-
-def _check_count(num_strategies: int) -> None:
-    if num_strategies < 1:
-        raise ValueError(f"num_strategies={num_strategies}: use at least 1.")

@@ -3,7 +3,7 @@
 import pytest
 
 from reasoning.data.imported_tokenizers import ImportedTokenizer, load_tokenizer
-from reasoning.data.tags import StrategyTags, added_tags, textual_tags
+from reasoning.data.tags import StrategyTags, textual_tags
 
 pytest.importorskip("tokenizers")
 
@@ -83,14 +83,9 @@ def test_a_pattern_without_a_number(qwen):
         textual_tags(qwen, 3, "<think>")
 
 
-def test_added_tags_follow_the_vocabulary():
-    assert added_tags(100, 3) == StrategyTags((), (100, 101, 102), ())
-
-
 def test_no_strategies_and_shared_ids(qwen):
-    for make in (lambda: added_tags(100, 0), lambda: textual_tags(qwen, 0)):
-        with pytest.raises(ValueError, match="num_strategies=0: use at least 1"):
-            make()
+    with pytest.raises(ValueError, match="num_strategies=0: use at least 1"):
+        textual_tags(qwen, 0)
     with pytest.raises(ValueError, match=r"ids=\(\): there is no strategy"):
         StrategyTags((1,), (), (2,))
     with pytest.raises(ValueError, match=r"ids=\(5, 6, 5\): every strategy needs an id of its own"):
