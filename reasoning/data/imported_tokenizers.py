@@ -46,18 +46,23 @@ class ImportedTokenizer:
       model: its bytes.
       config: tokenizer_config.json, and what only special_tokens_map.json says.
       generation: generation_config.json.
+      num_rows: V of the model. Special tokens beyond its rows (Gemma 3 1B has one, for images)
+        cannot be written. None: it has a row for every id.
 
     Raises:
-      ValueError: the bytes are no such file, the settings do not fit them, or the library that
-        reads the file is not installed.
+      ValueError: the bytes are no such file, the settings or the rows do not fit them, or the
+        library that reads the file is not installed.
     """
 
     kind: Kind
     model: bytes
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
+    num_rows: int | None = None
 
     def __post_init__(self) -> None:
+        if self.num_rows is not None:
+            check_vocabulary(self, self.num_rows)
         self._check_added_tokens()
         _ = self.bos_id, self.pad_id  # and all that they depend on
 
@@ -83,6 +88,15 @@ class ImportedTokenizer:
             )
         return i
 
+    def _with_row(self, name: str) -> int | None:
+        """The id of a token that a policy must read or write."""
+        if (i := self._named_id(name)) is not None and i >= self.vocab_size:
+            raise ValueError(
+                f"{name}={self._names[name]!r} is id {i}, and the model has {self.num_rows} rows: "
+                "use the model's own tokenizer."
+            )
+        return i
+
     def _check_added_tokens(self) -> None:
         for i, token in self.config.get("added_tokens_decoder", {}).items():
             found = self._backend.token_id(token["content"])
@@ -95,12 +109,18 @@ class ImportedTokenizer:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """The largest id + 1, added tokens included; a model may have more rows."""
-        return self._backend.vocab_size
+        """The largest id with a row + 1, added tokens included; a model may have more rows."""
+        size = self.largest_id + 1
+        return size if self.num_rows is None else min(size, self.num_rows)
+
+    @property
+    def largest_id(self) -> int:
+        """Of all tokens, also of those without a row in the model."""
+        return self._backend.vocab_size - 1
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
-        """The ids that no text may produce, and unk."""
+        """The ids that no text may produce, and unk; those without a row as well."""
         return frozenset(self._backend.special_ids)
 
     @functools.cached_property
@@ -109,7 +129,7 @@ class ImportedTokenizer:
 
         `add_bos_token` in tokenizer_config.json decides, else what tokenizer.json adds to a text.
         """
-        bos = self._named_id("bos_token")
+        bos = self._with_row("bos_token")
         adds = self.config.get("add_bos_token")
         if adds is None:
             adds = self._backend.puts_first(bos)
@@ -126,7 +146,7 @@ class ImportedTokenizer:
                     f"eos_token_id={i!r} in generation_config.json is outside [0, "
                     f"{self.vocab_size}), the ids of {self.kind}: fetch both from the same model."
                 )
-        eos = self._named_id("eos_token")
+        eos = self._with_row("eos_token")
         ids = tuple(dict.fromkeys(listed if eos is None else [eos, *listed]))
         if not ids:
             raise ValueError(
@@ -151,7 +171,7 @@ class ImportedTokenizer:
         bos = self._named_id("bos_token")
         others = sorted(self.special_ids - {bos})
         for i in (*named, *others, bos):
-            if i is not None and i not in self.stop_ids:
+            if i is not None and i < self.vocab_size and i not in self.stop_ids:
                 return i
         raise ValueError(
             f"pad_token: {self.kind} has no special token besides those that end a text; add one "
@@ -189,10 +209,16 @@ class ImportedTokenizer:
         model's way).
 
         Raises:
-          ValueError: the text holds a lone surrogate.
+          ValueError: the text holds a lone surrogate, or a special token without a row.
         """
         check_utf8("text", text)
-        return self._backend.encode_template(text) if text else []
+        ids = self._backend.encode_template(text) if text else []
+        if ids and max(ids) >= self.vocab_size:
+            raise ValueError(
+                f"text has the token {self._backend.token(max(ids))!r}, id {max(ids)}, and the "
+                f"model has {self.num_rows} rows: take it out of the text."
+            )
+        return ids
 
     def spells_special(self, text: str) -> bool:
         """Whether `encode_template` might read a special token in the text."""
@@ -231,7 +257,8 @@ class ImportedTokenizer:
         return hash(self.fingerprint)
 
     def __reduce__(self) -> tuple[type["ImportedTokenizer"], tuple[Any, ...]]:
-        return ImportedTokenizer, (self.kind, self.model, self.config, self.generation)
+        fields = (self.kind, self.model, self.config, self.generation, self.num_rows)
+        return ImportedTokenizer, fields
 
     def __repr__(self) -> str:
         size, fingerprint = self.vocab_size, self.fingerprint[:12]
@@ -269,11 +296,16 @@ def add_tokens(path: pathlib.Path, first_id: int, names: Sequence[str]) -> None:
     tokenizer.save(str(path))
 
 
-def load_tokenizer(directory: str | os.PathLike[str]) -> ImportedTokenizer:
+def load_tokenizer(
+    directory: str | os.PathLike[str], num_rows: int | None = None
+) -> ImportedTokenizer:
     """Read the tokenizer of a Hugging Face model directory.
 
     Of tokenizer.json and tokenizer.model the first that exists is read; tokenizer_config.json,
     special_tokens_map.json and generation_config.json as they exist.
+
+    Args:
+      num_rows: V of the model; None: as many as the tokenizer has ids.
 
     Raises:
       OSError: a file cannot be read.
@@ -300,21 +332,25 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> ImportedTokenizer:
             (directory / kind).read_bytes(),
             config,
             read_settings(directory / "generation_config.json"),
+            num_rows,
         )
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
 
 
 def check_vocabulary(tokenizer: ImportedTokenizer, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids that the model has no rows for; more rows than ids are normal.
+    """Refuse a tokenizer whose text has ids that the model has no rows for.
+
+    More rows than ids are normal; special tokens without a row are refused where they are written.
 
     Raises:
       ValueError: the tokenizer's vocabulary is larger than the model's.
     """
-    if tokenizer.vocab_size > vocab_size:
+    if set(range(vocab_size, tokenizer.largest_id + 1)) - tokenizer.special_ids:
         raise ValueError(
             f"vocab_size={vocab_size} of the model is smaller than the tokenizer's "
-            f"{tokenizer.vocab_size}: they do not belong together; use the model's own tokenizer."
+            f"{tokenizer.largest_id + 1}: they do not belong together; use the model's own "
+            "tokenizer."
         )
 
 

@@ -287,6 +287,36 @@ def test_a_vocabulary_larger_than_the_models_is_refused(tokenizers):
         check_vocabulary(tokenizers["qwen"], 345)
 
 
+def test_a_special_token_beyond_the_models_rows(model_directories, tokenizers):
+    """As Gemma 3 1B's <image_soft_token>: nothing writes it, and all else is as it was."""
+    whole = tokenizers["gemma"]
+    last, text = whole.vocab_size - 1, "<start_of_turn>user\n48"
+    assert whole.encode_template("<end_of_turn>") == [last]
+    check_vocabulary(whole, last)
+    cut = load_tokenizer(model_directories["gemma"], num_rows=last)
+    assert (cut.vocab_size, cut.largest_id) == (last, last)
+    assert cut.encode_template(text) == whole.encode_template(text)
+    assert cut.encode("<end_of_turn>") == whole.encode("<end_of_turn>")
+    assert (cut.pad_id, cut.stop_ids) == (whole.pad_id, whole.stop_ids)
+    assert cut.decode_any([last]) == "\N{REPLACEMENT CHARACTER}"  # a tag, it may be
+    assert pickle.loads(pickle.dumps(cut)).vocab_size == last
+    with pytest.raises(ValueError, match=rf"'<end_of_turn>', id {last}, and the model has {last}"):
+        cut.encode_template("a<end_of_turn>")
+
+
+def test_a_pad_or_an_eos_beyond_the_models_rows(model_directories, copy_directory):
+    directory = copy_directory("gemma")
+    last = load_tokenizer(directory).vocab_size - 1
+    edit(directory, "special_tokens_map.json", pad_token="<end_of_turn>")
+    assert load_tokenizer(directory).pad_id == last
+    assert load_tokenizer(directory, num_rows=last).pad_id < last
+    edit(directory, "tokenizer_config.json", eos_token="<end_of_turn>")
+    with pytest.raises(ValueError, match=rf"eos_token='<end_of_turn>' is id {last}, and the mod"):
+        load_tokenizer(directory, num_rows=last)
+    with pytest.raises(ValueError, match=r"vocab_size=100 of the model .* they do not belong"):
+        load_tokenizer(directory, num_rows=100)
+
+
 def refused(directory, sentence):
     """That loading says so in one line."""
     with pytest.raises(ValueError, match=sentence) as caught:
