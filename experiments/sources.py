@@ -67,14 +67,15 @@ def make_format(config: ml_collections.ConfigDict, problems: Problems) -> TextFo
             f"model.directory={directory}: reads natural text; choose a corpus, as by "
             "--config.corpus.name=gsm8k."
         )
-    tokenizer = load_tokenizer(directory)
+    num_ids = load_config(directory).vocab_size
+    tokenizer = load_tokenizer(directory, num_ids)
     chat = load_chat_template(directory) if config.model.chat else None
     if config.model.chat and chat is None:
         raise ValueError(
             f"model.chat=True: {directory} has no chat template; choose model.chat=False."
         )
     textual = textual_tags(tokenizer, config.model.num_strategies) if tags == "textual" else None
-    return TextFormat(tokenizer, chat, textual)
+    return TextFormat(tokenizer, chat, textual, num_ids=num_ids)
 
 
 def _own_tokenizer(config: ml_collections.ConfigDict, problems: Problems) -> Tokenizer:

@@ -25,12 +25,14 @@ class TextFormat:
     Attributes:
       tokenizer: of the text.
       chat: the prompt is the user's turn in this template; None: it is the text alone.
-      tags: ids of the text that stand for strategies; None: ids beyond the tokenizer's, one each.
+      tags: ids of the text that stand for strategies; None: ids from `num_ids` on, one each.
+      num_ids: V of the model, which may have more rows than its tokenizer has ids; None: as many.
     """
 
     tokenizer: TextTokenizer
     chat: ChatTemplate | None = None
     tags: StrategyTags | None = None
+    num_ids: int | None = None
 
     @functools.cached_property
     def eos_id(self) -> int:
@@ -73,7 +75,8 @@ class TextFormat:
         """The text of ids that were sampled from the fork on, without the tag that opens them."""
         ids = list(ids)
         if self.tags is None:
-            opens = bool(ids) and ids[0] >= self.tokenizer.vocab_size
+            first_tag = self.tokenizer.vocab_size if self.num_ids is None else self.num_ids
+            opens = bool(ids) and ids[0] >= first_tag
             return self.tokenizer.decode_any(ids[1:] if opens else ids)
         if ids and ids[0] in self.tags.ids:
             ids, suffix = ids[1:], list(self.tags.suffix)

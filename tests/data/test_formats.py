@@ -79,3 +79,12 @@ def test_ids_that_no_text_has_are_marked(qwen):
     two = qwen.encode("2")
     assert TextFormat(qwen).completion_text([*two, beyond, *two]) == "2\N{REPLACEMENT CHARACTER}2"
     assert TextFormat(OWN).completion_text([*OWN.encode("7"), OWN.vocab_size]).startswith("7")
+
+
+def test_a_row_without_a_token_is_no_tag(qwen):
+    """A model may have more rows than its tokenizer has ids; its tags come after all of them."""
+    unused, tag = qwen.vocab_size + 1, qwen.vocab_size + 5
+    two = qwen.encode("2")
+    text_format = TextFormat(qwen, num_ids=tag)
+    assert text_format.completion_text([tag, *two]) == "2"
+    assert text_format.completion_text([unused, *two]) == "\N{REPLACEMENT CHARACTER}2"

@@ -175,6 +175,15 @@ def test_textual_tags_have_no_rows_to_train_alone(config):
         sft.set_up(config, ("matched",))
 
 
+def test_a_format_knows_the_models_rows(config, directory):
+    """The 5 rows without a token are no tags."""
+    text_format = sources.make_format(config, sources.make_problems(config))
+    rows = load_config(directory).vocab_size
+    assert text_format.num_ids == rows == text_format.tokenizer.vocab_size + 5
+    assert text_format.completion_text([rows, *text_format.tokenizer.encode("7")]) == "7"
+    assert text_format.completion_text([rows - 1]) == "\N{REPLACEMENT CHARACTER}"
+
+
 REFUSED = {
     "a task": ({"corpus.name": None}, "choose a corpus"),
     "no chat template": ({"model.chat": True}, "has no chat template"),
