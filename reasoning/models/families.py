@@ -4,8 +4,9 @@
     for tensor in tensors(config): ...   # every tensor of the family's files: where it goes
     hf_config(config)                    # what `transformers` reads, again
 
-Qwen 2 and 2.5, Qwen 3, Llama 3, Mistral, Gemma 2, Gemma 3 (text). What a family's config.json may
-say beyond what ModelConfig can express is refused, never ignored.
+Qwen 2 and 2.5, Qwen 3, Llama 3, Mistral, Gemma 2, Gemma 3 (text). What a config.json leaves out has
+its family's default, as in `transformers`. Keys that are known to change the computation in a way
+that ModelConfig cannot express (`UNSUPPORTED`) are refused; any other unknown key is not looked at.
 """
 
 import dataclasses
@@ -24,22 +25,42 @@ FAMILIES = {
 }
 GEMMAS = ("gemma2", "gemma3_text")
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-# What config.json leaves out where it is the family's default: for all, then for some.
+# What config.json leaves out where it is the default: of all, then of each family. Published files
+# do (Gemma 3's larger models give five numbers), and so may any that `transformers` wrote.
 DEFAULTS: dict[str, Any] = {
     "rope_theta": 10_000.0, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-    "tie_word_embeddings": False,
+    "tie_word_embeddings": False, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "hidden_size": 4096,
 }
-GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "query_pre_attn_scalar": 256}
+QWEN_DEFAULTS = {
+    "vocab_size": 151_936, "intermediate_size": 22_016, "max_position_embeddings": 32_768,
+    "sliding_window": 4096, "max_window_layers": 28,
+}
+GEMMA_DEFAULTS = {
+    "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "query_pre_attn_scalar": 256, "tie_word_embeddings": True, "sliding_window": 4096,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "qwen3": {"head_dim": 128},
-    "mistral": {"sliding_window": 4096},
+    "qwen2": QWEN_DEFAULTS,
+    "qwen3": {**QWEN_DEFAULTS, "head_dim": 128},
+    "llama": {
+        "vocab_size": 32_000, "intermediate_size": 11_008, "max_position_embeddings": 2048,
+        "num_key_value_heads": None,
+    },
+    "mistral": {
+        "vocab_size": 32_000, "intermediate_size": 14_336, "max_position_embeddings": 131_072,
+        "num_key_value_heads": 8, "sliding_window": 4096,
+    },
     "gemma2": {
-        **GEMMA_DEFAULTS, "sliding_window": 4096, "sliding_window_pattern": 2,
-        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+        **GEMMA_DEFAULTS, "vocab_size": 256_000, "max_position_embeddings": 8192,
+        "sliding_window_pattern": 2, "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
     },
     "gemma3_text": {
-        **GEMMA_DEFAULTS, "sliding_window": 4096, "sliding_window_pattern": 6,
-        "rope_theta": 1e6, "rope_local_base_freq": 10_000.0,
+        **GEMMA_DEFAULTS, "vocab_size": 262_208, "max_position_embeddings": 131_072,
+        "sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 10_000.0,
     },
 }
 HEAD_NAME = "lm_head.weight"  # the one name that has no prefix
@@ -83,48 +104,49 @@ def model_config(about: Mapping[str, Any]) -> ModelConfig:
       ValueError: another architecture, or a setting that is not covered, in one sentence.
     """
     family = _family(about)
-    if family == "gemma3":  # with a vision tower, which is left alone
-        about, family = {**about["text_config"], "model_type": "gemma3_text"}, "gemma3_text"
-    about = {**DEFAULTS, **FAMILY_DEFAULTS.get(family, {}), **about}
-    if family in GEMMAS:
-        about["hidden_act"] = about.get("hidden_activation") or "gelu_pytorch_tanh"
     _refuse_unsupported(about, family)
-    heads = _count(about, "num_attention_heads")
-    ropes = _ropes(about)
+    if family == "gemma3":  # with a vision tower, which is left alone
+        whole, about, family = about, _object(about, "text_config"), "gemma3_text"
+        if "tie_word_embeddings" in whole:  # of the two, the one that counts
+            about["tie_word_embeddings"] = whole["tie_word_embeddings"]
+        _refuse_unsupported(about, family)
+    about = {**DEFAULTS, **FAMILY_DEFAULTS[family], **about}
+    gemma = family in GEMMAS
+    heads, d_model = _count(about, "num_attention_heads"), _count(about, "hidden_size")
     return ModelConfig(
         vocab_size=_count(about, "vocab_size"),
         num_strategies=1,
-        d_model=_count(about, "hidden_size"),
+        d_model=d_model,
         num_layers=_count(about, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=about.get("num_key_value_heads") or heads,
-        head_dim=about.get("head_dim") or _count(about, "hidden_size") // heads,
+        num_kv_heads=_kv_heads(about, family, heads),
+        head_dim=_head_dim(about, family, d_model, heads),
         d_ff=_count(about, "intermediate_size"),
         max_length=_count(about, "max_position_embeddings"),
         position_encoding="rope",
-        tied_head=bool(about["tie_word_embeddings"]),
-        norm_epsilon=about["rms_norm_eps"],
-        qkv_bias=family == "qwen2" or bool(about.get("attention_bias")),
+        tied_head=_flag(about, "tie_word_embeddings"),
+        norm_epsilon=_number(about, "rms_norm_eps"),
+        qkv_bias=family == "qwen2",
         qk_norm=family in ("qwen3", "gemma3_text"),
         windows=_windows(about, family),
-        query_scale=float(about["query_pre_attn_scalar"]) if family in GEMMAS else None,
-        attention_softcap=about.get("attn_logit_softcapping"),
-        final_softcap=about.get("final_logit_softcapping"),
-        activation=ACTIVATIONS[about["hidden_act"]],
-        scale_embeddings=family in GEMMAS,
-        norm_offset=family in GEMMAS,
-        post_norms=family in GEMMAS,
-        **ropes,
+        query_scale=_number(about, "query_pre_attn_scalar") if gemma else None,
+        attention_softcap=_cap(about, "attn_logit_softcapping") if gemma else None,
+        final_softcap=_cap(about, "final_logit_softcapping") if gemma else None,
+        activation=_activation(about, "hidden_activation" if gemma else "hidden_act"),
+        scale_embeddings=gemma,
+        norm_offset=gemma,
+        post_norms=gemma,
+        **_ropes(about, family),
     )
 
 
 def _family(about: Mapping[str, Any]) -> str:
-    """The `model_type`, if it is one that is covered."""
-    family, known = about.get("model_type"), ", ".join(FAMILIES)
-    if family == "gemma3" and isinstance(about.get("text_config"), dict):
-        return family
-    if family not in FAMILIES:
-        raise ValueError(f"model_type={family!r}: the architectures that load are {known}.")
+    """The `model_type`, if it is one that is covered; "gemma3" has one of them within it."""
+    family, known = about.get("model_type"), (*FAMILIES, "gemma3")
+    if family not in known:
+        raise ValueError(
+            f"model_type={family!r}: the architectures that load are {', '.join(known)}."
+        )
     return family
 
 
@@ -132,38 +154,85 @@ def _refuse_unsupported(about: Mapping[str, Any], family: str) -> None:
     for key, allowed in UNSUPPORTED.items():
         if about.get(key) not in allowed:
             raise ValueError(f"{key}={about[key]!r}: not supported; choose a model without it.")
-    if about["hidden_act"] not in ACTIVATIONS:
+    if family != "qwen2" and about.get("attention_bias") not in (False, None):
         raise ValueError(
-            f"hidden_act={about['hidden_act']!r}: must be one of {', '.join(ACTIVATIONS)}."
-        )
-    if about.get("attention_bias") and family != "qwen2":
-        raise ValueError(
-            f"attention_bias=True: {family} then has a bias after attention, too, which is not "
-            "supported; choose a model without it."
+            f"attention_bias={about['attention_bias']!r}: {family} then has a bias after "
+            "attention, too, which is not supported; choose a model without it."
         )
 
 
-def _count(about: Mapping[str, Any], key: str) -> int:
+def _count(about: Mapping[str, Any], key: str, least: int = 1) -> int:
     value = about.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{key}={value!r}: config.json must give a whole number.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{key}={value!r}: config.json must give a whole number from {least} on.")
     return value
+
+
+def _number(about: Mapping[str, Any], key: str) -> float:
+    value = about.get(key)
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (known and 0 < value < 1e30):
+        raise ValueError(f"{key}={value!r}: config.json must give a number above 0.")
+    return float(value)
+
+
+def _cap(about: Mapping[str, Any], key: str) -> float | None:
+    return None if about.get(key) is None else _number(about, key)
+
+
+def _flag(about: Mapping[str, Any], key: str) -> bool:
+    value = about.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key}={value!r}: config.json must give true or false.")
+    return value
+
+
+def _object(about: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = about.get(key)
+    if not isinstance(value, dict):
+        raise ValueError(f"{key}={value!r}: config.json must give an object.")
+    return dict(value)
+
+
+def _activation(about: Mapping[str, Any], key: str) -> str:
+    value = about.get(key)
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise ValueError(f"{key}={value!r}: must be one of {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[value]
+
+
+def _kv_heads(about: Mapping[str, Any], family: str, heads: int) -> int:
+    if about["num_key_value_heads"] is None and family not in GEMMAS:  # one for each
+        return heads
+    return _count(about, "num_key_value_heads")
+
+
+def _head_dim(about: Mapping[str, Any], family: str, d_model: int, heads: int) -> int:
+    if about.get("head_dim") is not None or "head_dim" in FAMILY_DEFAULTS[family]:
+        return _count(about, "head_dim")
+    if d_model % heads:
+        raise ValueError(
+            f"hidden_size={d_model}: must be a multiple of num_attention_heads={heads} where "
+            "config.json gives no head_dim."
+        )
+    return d_model // heads
 
 
 def _windows(about: Mapping[str, Any], family: str) -> tuple[int, ...]:
     """The window of every layer; () where none has one."""
-    layers, window = _count(about, "num_hidden_layers"), about.get("sliding_window")
-    if family.startswith("qwen") and not about.get("use_sliding_window"):
-        window = None
-    if not window:
+    layers, qwen = _count(about, "num_hidden_layers"), family.startswith("qwen")
+    if family == "llama" or (qwen and not _flag(about, "use_sliding_window")):
+        return ()  # it has none, whatever the other keys say
+    if about.get("sliding_window") is None:
         return ()
-    kinds = about.get("layer_types")
+    window, kinds = _count(about, "sliding_window"), about.get("layer_types")
     if kinds is not None:
-        local = [kind == "sliding_attention" for kind in kinds]
-    elif "sliding_window_pattern" in about:  # every so many layers, one looks at everything
-        local = [bool((i + 1) % about["sliding_window_pattern"]) for i in range(layers)]
-    elif family.startswith("qwen"):
-        local = [i >= about.get("max_window_layers", layers) for i in range(layers)]
+        local = _are_local(kinds, layers)
+    elif family in GEMMAS:  # every so many layers, one looks at everything
+        pattern = _count(about, "sliding_window_pattern")
+        local = [bool((i + 1) % pattern) for i in range(layers)]
+    elif qwen:
+        local = [i >= _count(about, "max_window_layers", 0) for i in range(layers)]
     else:
         local = [True] * layers
     if not any(local):
@@ -171,40 +240,58 @@ def _windows(about: Mapping[str, Any], family: str) -> tuple[int, ...]:
     return tuple(window if here else 0 for here in local)
 
 
-def _ropes(about: Mapping[str, Any]) -> dict[str, Any]:
+def _are_local(kinds: Any, layers: int) -> list[bool]:
+    """Of `layer_types`, which have a window."""
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != layers or any(k not in known for k in kinds):
+        raise ValueError(
+            f"layer_types={kinds!r}: must give {' or '.join(known)} for each of the "
+            f"num_hidden_layers={layers}."
+        )
+    return [kind == "sliding_attention" for kind in kinds]
+
+
+def _ropes(about: Mapping[str, Any], family: str) -> dict[str, Any]:
     """The fields of ModelConfig on rotary positions, from the old keys or from the new ones."""
-    given = about.get("rope_parameters") or {}
-    by_kind = {"full_attention", "sliding_attention"} & set(given)
-    whole = dict(given["full_attention"] if by_kind else given)
-    if not given:
-        whole = {**(about.get("rope_scaling") or {})}
+    key = "rope_parameters" if about.get("rope_parameters") is not None else "rope_scaling"
+    given = {} if about.get(key) is None else _object(about, key)
+    whole, local = given, {}
+    if {"full_attention", "sliding_attention"} & set(given):  # by the kind of layer
+        whole, local = ({} if given.get(kind) is None else _object(given, kind)
+                        for kind in ("full_attention", "sliding_attention"))
+    whole = {"rope_theta": about["rope_theta"], **whole}
     fields: dict[str, Any] = {
-        "rope_theta": float(whole.get("rope_theta", about["rope_theta"])),
-        "rope_scaling": _rope_scaling(whole, about),
+        "rope_theta": _number(whole, "rope_theta"), "rope_scaling": _rope_scaling(whole)
     }
-    if "rope_local_base_freq" in about:
-        local = given.get("sliding_attention", {}) if by_kind else {}
-        if local.get("rope_type", "default") != "default":
+    if family == "gemma3_text":
+        local = {"rope_theta": about["rope_local_base_freq"], **local}
+        if _rope_scaling(local) is not None:
             raise ValueError(
-                f"rope_type={local['rope_type']!r}: not supported in layers with a window."
+                "rope_parameters: rotations are scaled in layers with a window, which is not "
+                "supported; choose a model without it."
             )
-        fields["local_rope_theta"] = float(local.get("rope_theta", about["rope_local_base_freq"]))
+        fields["local_rope_theta"] = _number(local, "rope_theta")
     return fields
 
 
-def _rope_scaling(rope: Mapping[str, Any], about: Mapping[str, Any]) -> RopeScaling | None:
+def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    if rope.get("partial_rotary_factor") not in UNSUPPORTED["partial_rotary_factor"]:
+        raise ValueError(
+            f"partial_rotary_factor={rope['partial_rotary_factor']!r}: not supported; choose a "
+            "model without it."
+        )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
     if kind == "linear":
-        return RopeScaling("linear", float(rope["factor"]))
+        return RopeScaling("linear", _number(rope, "factor"))
     if kind == "llama3":
         return RopeScaling(
             "llama3",
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
+            _number(rope, "factor"),
+            _number(rope, "low_freq_factor"),
+            _number(rope, "high_freq_factor"),
+            _count(rope, "original_max_position_embeddings"),
         )
     raise ValueError(f"rope_type={kind!r}: rotations are scaled by default, linear or llama3.")
 
@@ -254,7 +341,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         if field.name not in RUN_ONLY and ours != theirs:
             raise ValueError(
                 f"{field.name}={ours!r}: {family}, the nearest of the published families, has "
-                f"{theirs!r}; a model that is to be exported must keep to one of them."
+                f"{theirs!r}; train with {field.name}={theirs!r} to export the model."
             )
     return about
 
