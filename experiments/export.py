@@ -4,25 +4,28 @@
         --config.model.directory=models/Qwen2.5-1.5B-Instruct \
         --config.model.policy=runs/mine/policies/seed0/matched_gfpo
 
-The configuration is that of the run. Strategies that are rows of their own become added tokens,
-`<|strategy_1|>` and so on; a policy whose tags are textual has nothing to add.
+The configuration is that of the run, which began with an imported model. Strategies that are rows
+of their own become added tokens, `<|strategy_1|>` and so on; a policy whose tags are textual has
+nothing to add.
 """
 
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
 from absl import app, flags
 
 from experiments import launch, sources
-from reasoning.data.imported_tokenizers import add_tokens
+from reasoning.data.formats import TextFormat
+from reasoning.data.imported_tokenizers import add_tokens, read_settings
 from reasoning.models.pretrained import load_config, save_pretrained
 
 # What a model directory has beside its weights and its configuration.
-COPIED = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*",
-          "vocab.json", "merges.txt", "added_tokens.json", "LICENSE*")
+COPIED = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt",
+          "added_tokens.json", "LICENSE*")
 
 _OUT = flags.DEFINE_string("out", None, "The directory to write.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the weights.")
@@ -36,17 +39,23 @@ def export(config: ml_collections.ConfigDict, out: str, dtype: str) -> Path:
     """
     if config.model.policy is None:
         raise ValueError("model.policy is missing: name what a run has trained.")
+    if config.model.directory is None:
+        raise ValueError(
+            "model.directory is missing: only what began with an imported model is exported, as "
+            "nothing else reads a tokenizer made here as it is read here; "
+            "reasoning.models.pretrained.save_pretrained writes the weights of any policy with "
+            "rotary positions."
+        )
     text_format = sources.make_format(config, sources.make_problems(config))
     model = sources.make_model(config, text_format)
     params = sources.first_params(config, model, jax.random.key(0), None)
-    if config.model.directory is None:
-        save_pretrained(out, model, params, dtype)
-        text_format.tokenizer.save(Path(out) / "tokenizer.model")
-        return Path(out)
     source = Path(config.model.directory)
     # A run may read shorter texts than its model can.
     longest = load_config(source).max_length
-    save_pretrained(out, dataclasses.replace(model, max_length=longest), params, dtype)
+    save_pretrained(
+        out, dataclasses.replace(model, max_length=longest), params, dtype,
+        generation=generation_settings(source, text_format),
+    )
     for pattern in COPIED:
         for path in source.glob(pattern):
             shutil.copy(path, out)
@@ -54,6 +63,20 @@ def export(config: ml_collections.ConfigDict, out: str, dtype: str) -> Path:
         names = [f"<|strategy_{tag + 1}|>" for tag in range(model.num_strategies)]
         add_tokens(Path(out) / "tokenizer.json", model.vocab_size, names)
     return Path(out)
+
+
+def generation_settings(source: Path, text_format: TextFormat) -> dict[str, Any]:
+    """The model directory's generation_config.json, ending where a completion ended in training.
+
+    The directory's other stop ids follow; its bos and pad stay, and are ours where it names none.
+    """
+    tokenizer = text_format.tokenizer
+    named = read_settings(source / "generation_config.json")
+    for name, i in (("bos_token_id", tokenizer.bos_id), ("pad_token_id", tokenizer.pad_id)):
+        if named.get(name) is None:
+            named[name] = i
+    ends = list(dict.fromkeys([text_format.eos_id, *tokenizer.stop_ids]))
+    return {**named, "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def main(argv: list[str]) -> None:

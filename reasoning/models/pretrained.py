@@ -12,6 +12,7 @@ are rows of their own beside its vocabulary (`start_strategies`), or ids of its 
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 TOWERS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
           "model.multi_modal_projector.")
+GENERATION = "generation_config.json"
+TOKEN_IDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 SHARD_BYTES = 4_000_000_000
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # The vocabulary's tables, and the strategies' beside them.
@@ -84,7 +87,7 @@ class Place:
     @property
     def num_bytes(self) -> int:
         """How many they are."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(path: Path) -> dict[str, Place]:
@@ -107,16 +110,30 @@ def read_header(path: Path) -> dict[str, Place]:
     for name, about in header.items():
         if name == "__metadata__":
             continue
-        if about["dtype"] not in DTYPES:
-            raise ValueError(
-                f"{path}: {name} is of {about['dtype']}; weights are {', '.join(DTYPES)}."
-            )
-        start, end = (8 + length + offset for offset in about["data_offsets"])
-        place = Place(path, start, np.dtype(DTYPES[about["dtype"]]), tuple(about["shape"]))
+        dtype, shape, (start, end) = _described(path, name, about)
+        start, end = 8 + length + start, 8 + length + end
+        place = Place(path, start, np.dtype(DTYPES[dtype]), shape)
         if end > size or end - start != place.num_bytes:
             raise ValueError(f"{path}: is damaged ({name} is cut off); download it again.")
         places[name] = place
     return places
+
+
+def _described(path: Path, name: str, about: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    """Of a header's entry: the kind of number, the shape, and where the bytes begin and end."""
+    entry = about if isinstance(about, dict) else {}
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not (isinstance(dtype, str) and _sizes(shape) and _sizes(offsets) and len(offsets) == 2):
+        raise ValueError(
+            f"{path}: is damaged (the header says {about!r} of {name}); download it again."
+        )
+    if dtype not in DTYPES:
+        raise ValueError(f"{path}: {name} is of {dtype}; weights are {', '.join(DTYPES)}.")
+    return dtype, tuple(shape), tuple(offsets)
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
 class WeightFiles:
@@ -138,9 +155,18 @@ class WeightFiles:
     def _file_names(self) -> list[str]:
         index = self._directory / INDEX
         if index.is_file():
-            weight_map = read_json(index).get("weight_map")
+            try:
+                weight_map = read_json(index).get("weight_map")
+            except ValueError as error:
+                raise ValueError(f"{index}: {error}") from error
             if not isinstance(weight_map, Mapping) or not weight_map:
                 raise ValueError(f"{index}: has no weight_map; download the model again.")
+            for file in weight_map.values():
+                if not isinstance(file, str) or Path(file).name != file:
+                    raise ValueError(
+                        f"{index}: names {file!r}, which is no file of the directory; download "
+                        "the model again."
+                    )
             return sorted(set(weight_map.values()))
         if (self._directory / WEIGHTS).is_file():
             return [WEIGHTS]
@@ -384,8 +410,11 @@ def save_pretrained(
     params: Any,
     dtype: str = "bfloat16",
     shard_bytes: int = SHARD_BYTES,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write config.json and safetensors, which `transformers` loads and scores the same.
+    """Write config.json, generation_config.json and safetensors, for `transformers`.
+
+    It loads and scores them the same.
 
     Strategy rows follow the vocabulary's: strategy s is the id V + s.
 
@@ -393,6 +422,9 @@ def save_pretrained(
       directory: made; must hold no model yet.
       dtype: float32 or bfloat16.
       shard_bytes: a file's size; a second one is begun where the next tensor would not fit.
+      generation: what generation_config.json is to say, beside what it says if it is there
+        already; config.json repeats its eos_token_id (one or several), bos_token_id and
+        pad_token_id. Those left out are null, for none.
 
     Raises:
       ValueError: no published family computes this, or there is a model already.
@@ -416,8 +448,23 @@ def save_pretrained(
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=1))
+    says = _generation(directory / GENERATION, generation or {})
+    (directory / GENERATION).write_text(json.dumps(says, indent=2))
+    ids = {name: says[name] for name in TOKEN_IDS}
     # Last: it makes the directory a model's.
-    (directory / CONFIG).write_text(json.dumps({**about, "dtype": dtype}, indent=2))
+    (directory / CONFIG).write_text(json.dumps({**about, **ids, "dtype": dtype}, indent=2))
+
+
+def _generation(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What generation_config.json is to say, with all token ids.
+
+    Without a word of them, `transformers` would take those of the family's first model.
+    """
+    try:
+        there = read_json(path) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return {**dict.fromkeys(TOKEN_IDS), **there, **changes}
 
 
 def weight_shards(config: ModelConfig, dtype: str) -> Iterator[dict[str, tuple[int, ...]]]:

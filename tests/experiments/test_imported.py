@@ -100,6 +100,36 @@ def test_a_model_is_trained_evaluated_and_exported(config, tmp_path):
     tokenizer = sources.load_tokenizer(out)
     assert tokenizer.vocab_size == model.vocab_size and model.max_length == 256
     assert tokenizer.encode_template("<|strategy_2|>") == [model.vocab_size - 1]
+    ours = setup.text_format.tokenizer
+    ends = [setup.text_format.eos_id, *ours.encode_template("<|endoftext|>")]
+    for file in ("generation_config.json", "config.json"):
+        about = json.loads((out / file).read_text())
+        assert about["eos_token_id"] == ends and about["pad_token_id"] == ours.pad_id
+        assert about["bos_token_id"] is None
+
+
+def test_an_exports_generation_ends_where_training_did(config, directory, tmp_path):
+    """The template's end first, though the directory names another; its other settings stay."""
+    for file in directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    ending = TEMPLATE.replace("<|im_end|>", "<|endoftext|>")
+    (tmp_path / "chat_template.jinja").write_text(ending)
+    path = tmp_path / "generation_config.json"
+    end, other = json.loads(path.read_text())["eos_token_id"]
+    path.write_text(json.dumps({"eos_token_id": [end, other], "bos_token_id": 4, "top_k": 20}))
+    config.model.directory = str(tmp_path)
+    text_format = sources.make_format(config, sources.make_problems(config))
+    assert export.generation_settings(tmp_path, text_format) == {
+        "eos_token_id": [other, end], "bos_token_id": 4, "top_k": 20,
+        "pad_token_id": text_format.pad_id,
+    }
+
+
+def test_a_policy_from_scratch_is_not_exported(config, tmp_path):
+    config.model.directory, config.model.policy = None, "runs/mine"
+    with pytest.raises(ValueError, match=r"model.directory is missing: only what began with") as no:
+        export.export(config, str(tmp_path / "out"), "float32")
+    assert "\n" not in str(no.value) and not (tmp_path / "out").exists()
 
 
 def test_an_exported_policy_is_the_same_to_transformers(config, tmp_path):

@@ -15,7 +15,12 @@ transformers = pytest.importorskip("transformers", reason="the extra [reference]
 from experiments.check_pretrained import compare, reference  # noqa: E402
 from reasoning.models import strategies  # noqa: E402
 from reasoning.models.config import RopeScaling  # noqa: E402
-from reasoning.models.pretrained import load_config, load_params, save_pretrained  # noqa: E402
+from reasoning.models.pretrained import (  # noqa: E402
+    load_config,
+    load_params,
+    read_header,
+    save_pretrained,
+)
 from reasoning.models.transformer import Transformer, init_params  # noqa: E402
 from reasoning.runtime.meshes import MeshShape, make_mesh, param_shardings  # noqa: E402
 
@@ -257,6 +262,18 @@ SPOILED = {
     "index": (
         lambda d: (d / "model.safetensors.index.json").write_text("{}"), "has no weight_map"
     ),
+    "index is no JSON": (
+        lambda d: (d / "model.safetensors.index.json").write_text("{"),
+        r"model.safetensors.index.json: is no JSON",
+    ),
+    "index of numbers": (
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}'),
+        "index.json: names 1, which is no file",
+    ),
+    "index of another folder": (
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}'),
+        "index.json: names '../b', which is no file",
+    ),
     "other shapes": (change_config(intermediate_size=81), "config.json says"),
     "tensor missing": (change_config(num_hidden_layers=4), "has no tensor model.layers.3"),
     "tensor left over": (change_config(num_hidden_layers=2), "does not use"),
@@ -274,9 +291,49 @@ def test_what_does_not_load_is_one_sentence(directories, tmp_path, what):
     assert "\n" not in str(caught.value)
 
 
+ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+
+
+@pytest.mark.parametrize("key", ENTRY)
+@pytest.mark.parametrize("value", ("left out", None, "text", [], [None, 2], [-1, 2], {}, 3))
+def test_a_header_that_is_broken_names_the_tensor(tmp_path, key, value):
+    path = tmp_path / "model.safetensors"
+
+    def write_header(entry):
+        header = json.dumps({"w": entry}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+
+    write_header(ENTRY)
+    assert read_header(path)["w"].shape == (2, 2)
+    write_header({k: v for k, v in {**ENTRY, key: value}.items() if v != "left out"})
+    with pytest.raises(ValueError, match=r"model.safetensors: .*\bw\b"):
+        read_header(path)
+    write_header(value)
+    with pytest.raises(ValueError, match=r"is damaged \(the header says"):
+        read_header(path)
+
+
+def test_exports_say_which_tokens_end_and_begin(directories, tmp_path):
+    """Llama without a word of them has eos 2 and bos 1, to transformers."""
+    config = load_config(directories("llama_tied"), num_strategies=1)
+    params = load_params(directories("llama_tied"), config, jax.random.key(0))
+    silent, told = tmp_path / "silent", tmp_path / "told"
+    save_pretrained(silent, config, params)
+    told.mkdir()
+    (told / "generation_config.json").write_text('{"top_k": 20, "pad_token_id": 5}')
+    save_pretrained(told, config, params, generation={"eos_token_id": [9, 7], "bos_token_id": 3})
+    for directory, expected in ((silent, (None, None, None)), (told, ([9, 7], 3, 5))):
+        for about in (
+            transformers.GenerationConfig.from_pretrained(directory),
+            transformers.AutoConfig.from_pretrained(directory),
+        ):
+            assert (about.eos_token_id, about.bos_token_id, about.pad_token_id) == expected
+    assert transformers.GenerationConfig.from_pretrained(told).top_k == 20
+
+
 def test_what_no_family_computes_is_not_exported(config, tmp_path):
     params = init_params(config, jax.random.key(0))
-    with pytest.raises(ValueError, match="position_encoding='learned'"):
+    with pytest.raises(ValueError, match=r"train with position_encoding='rope' to"):
         save_pretrained(tmp_path / "out", config, params)
     odd = dataclasses.replace(config, position_encoding="rope", attention_softcap=5.0)
     with pytest.raises(ValueError, match=r"attention_softcap=5.0: llama"):
