@@ -48,6 +48,12 @@ def export(config: ml_collections.ConfigDict, out: str, dtype: str) -> Path:
         )
     text_format = sources.make_format(config, sources.make_problems(config))
     model = sources.make_model(config, text_format)
+    last = text_format.tokenizer.largest_id
+    if not model.strategy_ids and last >= model.vocab_size:
+        raise ValueError(
+            f"model.tags='added': {config.model.directory} has a token of id {last} without a row, "
+            "which is a strategy's id; train with model.tags='textual' to export the model."
+        )
     params = sources.first_params(config, model, jax.random.key(0), None)
     source = Path(config.model.directory)
     # A run may read shorter texts than its model can.

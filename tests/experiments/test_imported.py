@@ -8,6 +8,7 @@ import pytest
 
 from experiments import evaluate, export, rl, sft, sources
 from experiments.configs import smoke
+from reasoning.data.imported_tokenizers import add_tokens
 from reasoning.models.config import ModelConfig
 from reasoning.models.pretrained import load_config, load_params, save_pretrained
 from reasoning.models.strategies import TABLE
@@ -123,6 +124,17 @@ def test_an_exports_generation_ends_where_training_did(config, directory, tmp_pa
         "eos_token_id": [other, end], "bos_token_id": 4, "top_k": 20,
         "pad_token_id": text_format.pad_id,
     }
+
+
+def test_a_token_that_has_a_strategys_id_is_not_exported(config, directory, tmp_path):
+    for file in directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    rows = load_config(directory).vocab_size
+    add_tokens(tmp_path / "tokenizer.json", rows, ["<image_soft_token>"])
+    config.model.directory, config.model.policy = str(tmp_path), "runs/mine"
+    with pytest.raises(ValueError, match=rf"a token of id {rows} without a row"):
+        export.export(config, str(tmp_path / "out"), "float32")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_policy_from_scratch_is_not_exported(config, tmp_path):
