@@ -47,7 +47,8 @@ def reference(directory: str | Path, tokens: np.ndarray, mask: np.ndarray, new_t
 
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-    ).eval()
+    )
+    model.train(False)
     ids, seen = torch.tensor(tokens, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
     positions = (seen.cumsum(1) - 1).clamp(min=0)
     model.generation_config.eos_token_id = None  # the continuations are of one length

@@ -165,6 +165,7 @@ def test_difficulty_keeps_problems_by_their_pass_rate(setup, policy, monkeypatch
         monkeypatch.delattr(rl, "sample_and_judge")  # a run that goes on does not judge again
         again = rl.choose_problems(run, setup, policy, data, settings, "arm", 0)
     np.testing.assert_array_equal(again, kept)
+    monkeypatch.undo()
     monkeypatch.setattr(
         rl, "sample_and_judge", lambda *_, **__: types.SimpleNamespace(correct=correct)
     )

@@ -19,7 +19,7 @@ def finished(tmp_path_factory):
     config = group_words.get_config()
     tiny = smoke.get_config()
     for section in ("pretrain", "finetune", "evaluation"):
-        config[section].update(tiny[section])
+        config[section].update(tiny[section].to_dict())
     config.arm, config.seeds = "random", 2
     workdir = tmp_path_factory.mktemp("runs") / "group"
     sft.main(config, str(workdir))

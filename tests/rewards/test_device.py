@@ -17,7 +17,7 @@ from reasoning.data.tasks import TASKS, make_task
 from reasoning.data.tasks.countdown import Countdown, CountdownProblem
 from reasoning.data.tasks.group_words import GroupWords
 from reasoning.data.tokenizers import train_tokenizer
-from reasoning.evaluation.policies import Policy
+from reasoning.evaluation.policies import Policy, judge
 from reasoning.models.config import ModelConfig
 from reasoning.rewards.device import (
     IS_SPACE,
@@ -260,8 +260,8 @@ def test_host_and_device_agree_with_the_evaluations_judge(name):
     completions, index = forger.batch(CHUNK)
     problems = [forger.problems[i] for i in index]
     config = ModelConfig(vocab_size=forger.tokenizer.vocab_size, num_strategies=NUM_TAGS)
-    judge, text_format = task_reward(forger.task), TextFormat(forger.tokenizer)
-    policy = Policy(None, config, text_format, forger.task, judge, max_new_tokens=forger.width)
+    verify, text_format = task_reward(forger.task), TextFormat(forger.tokenizer)
+    policy = Policy(None, config, text_format, forger.task, verify, max_new_tokens=forger.width)
     some = slice(400)  # the judge also reads traces, which takes time
     judged = judge(
         policy, problems[some], completions.tokens[some, None], completions.mask[some, None]

@@ -278,5 +278,5 @@ def test_bad_arguments_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"^memory_mb=64: must be 128 or more"):
         SymbolicPool(1, memory_mb=64)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"^math-verify is not .*pip install 'reasoning\[math\]'"):
+    with pytest.raises(ValueError, match=r"^math-verify is not .*pip install '\.\[math\]'"):
         SymbolicPool(1)
