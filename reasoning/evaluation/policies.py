@@ -194,12 +194,15 @@ def judge(
     verdicts = policy.judge(
         [prompts[i] for i in repeated], texts, [problems[i] for i in repeated]
     )
-    last = np.take_along_axis(tokens, lengths[..., None] - 1, axis=2)[..., 0]
+    first, last = (
+        np.take_along_axis(tokens, place[..., None], axis=2)[..., 0]
+        for place in (mask.argmax(axis=2), mask.shape[2] - 1 - mask[..., ::-1].argmax(axis=2))
+    )
     ended = np.isin(last, text_format.stop_ids)
     traced = [_trace(policy, problems[i], text) for i, text in zip(repeated, texts)]
     kept = ended.reshape(-1)
     return Judged(
-        tags=np.asarray(id_to_tag(policy.config, jnp.asarray(tokens[..., 0]))),
+        tags=np.asarray(id_to_tag(policy.config, jnp.asarray(first))),
         correct=_column([v.correct for v in verdicts], bool, shape) & ended,
         reasons=_column([v.reason if e else "over_long" for v, e in zip(verdicts, kept)],
                         object, shape),
