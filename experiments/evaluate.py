@@ -2,8 +2,9 @@
 
     python -m experiments.evaluate --workdir=runs/eval --config=experiments/configs/gsm8k.py \
         --config.model.policy=runs/gsm8k/policies/seed0/mixed_grpo
-    python -m experiments.evaluate --workdir=runs/eval --config=experiments/configs/gsm8k.py \
-        --config.model.directory=models/Qwen2.5-1.5B-Instruct --config.model.chat
+    python -m experiments.evaluate --workdir=runs/qwen \
+        --config=experiments/configs/gsm8k.py:imported \
+        --config.model.directory=models/Qwen2.5-1.5B-Instruct
     python -m experiments.evaluate --workdir=runs/judged --completions=FILE
 
 The protocols are those of Set Supervised Fine-Tuning (2510.05132): greedy and sampled under one
@@ -248,7 +249,8 @@ def _row(found: Any, where: str) -> Row:
               "prompt": found.get("prompt", ""), "kind": found.get("kind", "expression")}
     for name, value in values.items():
         if not isinstance(value, str):
-            raise ValueError(f"{where}: {name}={value!r} must be a text.")
+            kind = "a text or a number" if name == "gold" else "a text"
+            raise ValueError(f"{where}: {name}={value!r} must be {kind}.")
     if "kind" not in found and kind_of([gold]) == "number":
         values["kind"] = "number"
     if values["kind"] not in KINDS:

@@ -83,7 +83,10 @@ def _own_tokenizer(config: ml_collections.ConfigDict, problems: Problems) -> Tok
     if config.model.policy is not None:
         return _tokenizer_of(Path(config.model.policy))
     if isinstance(problems, Corpus):
-        return train_tokenizer(problems.lines(), vocab_size=config.corpus.vocab_size)
+        try:
+            return train_tokenizer(problems.lines(), vocab_size=config.corpus.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"corpus.{error}") from error
     return train_tokenizer(
         (), vocab_size=None, words=problems.words, numbers="whole", max_number=problems.max_number
     )
