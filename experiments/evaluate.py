@@ -41,8 +41,7 @@ from reasoning.evaluation.estimators import (
     wilson_interval,
 )
 from reasoning.evaluation.policies import Judged, judge, sample_problems
-from reasoning.rewards.judges import AnswerJudge, check_gold
-from reasoning.rewards.symbolic import SymbolicPool
+from reasoning.rewards.judges import check_gold
 from reasoning.runtime.meshes import check_mesh, make_mesh, use_mesh
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
@@ -157,8 +156,9 @@ def shares(names: Any) -> dict[str, float]:
 def run_protocols(run: Run, setup: Setup, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Each protocol's figures; one that an earlier process has finished is not run again."""
     key = launch.run_key(config.seed, "evaluate")
-    own_key, tag_key, keep = *jax.random.split(key), launch.run_key(config.seed, "init")
-    params = sources.first_params(config, setup.model, keep, setup.mesh)
+    own_key, tag_key = jax.random.split(key)
+    init_key = launch.run_key(config.seed, "init")
+    params = sources.first_params(config, setup.model, init_key, setup.mesh)
     policy, settings, count = setup.policy(params), config.evaluation, setup.model.num_strategies
     one, own = np.array([settings.tag]), np.full(count * settings.samples_per_tag, OWN_TAG)
     every = np.repeat(np.arange(count), settings.samples_per_tag)
@@ -172,9 +172,9 @@ def run_protocols(run: Run, setup: Setup, config: ml_collections.ConfigDict) -> 
         del protocols["own tag"], protocols["all tags"]
 
     def work(name: str) -> tuple[None, dict[str, Any]]:
-        tags, own_key, chosen, num_tags = protocols[name]
+        tags, sample_key, chosen, num_tags = protocols[name]
         tokens, mask, laps = sample_problems(
-            policy, setup.test, tags, own_key, chosen, settings.batch
+            policy, setup.test, tags, sample_key, chosen, settings.batch
         )
         judged = judge(policy, setup.test, tokens, mask)
         rows = judged.rows(setup.task, setup.test)
@@ -266,10 +266,7 @@ def judge_file(
     run: Run, rows: list[Row], settings: ml_collections.ConfigDict
 ) -> tuple[None, dict[str, Any]]:
     """Judge every line; the verdicts go to completions.jsonl, line for line."""
-    pool = None
-    if any(row.kind == "expression" for row in rows):
-        pool = SymbolicPool(settings.workers, settings.cpu_seconds)
-    judge_rows = AnswerJudge(tuple(settings.rules), pool, settings.max_failures)
+    judge_rows = sources.answer_judge(rows, settings)
     started, verdicts = time.monotonic(), list[Verdict]()
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]

@@ -26,7 +26,7 @@ from reasoning.data.tokenizers import Tokenizer, train_tokenizer
 from reasoning.models.config import ModelConfig, make_config
 from reasoning.models.pretrained import check_weights, load_config, load_params
 from reasoning.rewards.host import HostFunction, task_reward
-from reasoning.rewards.judges import AnswerJudge, check_questions
+from reasoning.rewards.judges import AnswerJudge, Question, check_questions
 from reasoning.rewards.symbolic import SymbolicPool
 from reasoning.runtime.checkpoints import Checkpoints
 from reasoning.runtime.meshes import init_sharded, param_shardings
@@ -199,10 +199,21 @@ def make_judge(config: ml_collections.ConfigDict, problems: Problems) -> HostFun
         return task_reward(problems)
     questions = (*problems.train, *problems.validation, *problems.test)
     check_questions(questions)
+    return answer_judge(questions, config.judge)
+
+
+def answer_judge(
+    questions: Sequence[Question], settings: ml_collections.ConfigDict
+) -> "FirstJudge":
+    """The judge of answers to these questions, with algebra where one of them needs it.
+
+    Raises:
+      ValueError: settings out of range, or formulas without the extra that judges them.
+    """
     pool = None
     if any(question.kind == "expression" for question in questions):
-        pool = SymbolicPool(config.judge.workers, config.judge.cpu_seconds)
-    return FirstJudge(tuple(config.judge.rules), pool, config.judge.max_failures)
+        pool = SymbolicPool(settings.workers, settings.cpu_seconds)
+    return FirstJudge(tuple(settings.rules), pool, settings.max_failures)
 
 
 class FirstJudge(AnswerJudge):

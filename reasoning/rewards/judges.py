@@ -2,7 +2,7 @@
 
     with SymbolicPool(num_workers=2) as pool:
         judge = AnswerJudge(("boxed",), pool)
-        reward = HostReward(judge, tokenizer)
+        reward = HostReward(judge, text_format)
         verdicts = judge(prompts, completions, problems)  # each problem has `answer` and `kind`
         judge.metrics()  # {"exact": 0.93, "symbolic": 0.07, "timeout": 0.0, ...}
 

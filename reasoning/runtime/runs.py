@@ -8,7 +8,6 @@
     checkpoints/       where the phase stands that is being worked on
     policies/          the parameters that each phase ended with
     best/              those of reinforcement learning that were best at a validation
-    best/              those of reinforcement learning that were best at a validation
     finished/          what else each phase ended with
     results.json       the figures; there once the run has finished
     plots/             pictures of the results
