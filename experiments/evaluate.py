@@ -187,12 +187,13 @@ def run_protocols(run: Run, setup: Setup, config: ml_collections.ConfigDict) -> 
     return {name: run.phase(name, partial(work, name))[1] for name in protocols}
 
 
-def table(protocols: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """One line per protocol, in percent, with the half-width of the 95% interval of pass@1."""
     headings = ("n", "samples", "pass@1", "pass@k", "cons@k", "G-pass@k", "over-long", "no answer",
                 "tokens", "tokens/s")
-    lines = [f"{'':10}" + "".join(f"{heading:>12}" for heading in headings)]
-    for name, figures in protocols.items():
+    lines = [f"{results['problems']}, settings {results['settings']}"]
+    lines.append(f"{'':10}" + "".join(f"{heading:>12}" for heading in headings))
+    for name, figures in results["protocols"].items():
         first = figures["pass@1"]
         half = 50 * (first["high"] - first["low"])
         cells = [
@@ -316,22 +317,17 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     if flags.FLAGS.is_parsed() and _COMPLETIONS.value:
         score_completions(Path(_COMPLETIONS.value), config, workdir)
         return
-    setup, results = launch.prepare(PROGRAM, set_up, config, workdir)
-    if results is None:
-        with launch.refusals():
-            read = launch.fingerprint((settings_hash(setup, config), sources.files(config)))
-            run = Run(workdir, PROGRAM, config.to_dict(), read, launch.saving())
-        with launch.usable_directory(), run, use_mesh(setup.mesh):
-            results = {
-                "problems": setup.task.name,
-                "settings": settings_hash(setup, config),
-                "protocols": run_protocols(run, setup, config),
-            }
-            if jax.process_index() == 0:
-                (run.path / "table.txt").write_text(table(results["protocols"]) + "\n")
-                run.finish(results)
-    print(f"{results['problems']}, settings {results['settings']}")
-    print(table(results["protocols"]))
+
+    def work(run: Run, setup: Setup) -> dict[str, Any]:
+        with use_mesh(setup.mesh):
+            protocols = run_protocols(run, setup, config)
+        settings = settings_hash(setup, config)
+        return {"problems": setup.task.name, "settings": settings, "protocols": protocols}
+
+    launch.run_study(
+        PROGRAM, config, workdir, set_up,
+        identify=lambda setup: settings_hash(setup, config), work=work, table=table,
+    )
 
 
 if __name__ == "__main__":

@@ -127,6 +127,36 @@ def run_program(
     print(f"plots: {workdir}/plots")
 
 
+def run_study(
+    program: str,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    build: Callable[[ml_collections.ConfigDict], Setup],
+    identify: Callable[[Setup], object],
+    work: Callable[[Run, Setup], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """Run a study that has a table of its own, in table.txt; a finished one is only reported.
+
+    Args:
+      build: what the configuration describes; refuses what cannot run (ValueError).
+      identify: what the figures depend on beside the configuration, for the run's fingerprint.
+      work: the study itself, in phases of the run; returns results.json.
+      table: the results as text.
+    """
+    setup, results = prepare(program, build, config, workdir)
+    if results is None:
+        with refusals():
+            read = fingerprint((identify(setup), sources.files(config)))
+            run = Run(workdir, program, config.to_dict(), read, saving())
+        with usable_directory(), run:
+            results = work(run, setup)
+            if jax.process_index() == 0:
+                (run.path / "table.txt").write_text(table(results) + "\n")
+                run.finish(results)
+    print(table(results))
+
+
 def saving() -> Saving:
     """What the flags say about saving and stopping."""
     if not flags.FLAGS.is_parsed():  # called as a function, not from a command line

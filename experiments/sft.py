@@ -229,8 +229,13 @@ def train(
     arm: assignment.Arm,
     config: ml_collections.ConfigDict,
     seed: int,
+    name: str | None = None,
 ) -> tuple[Any, dict[str, float]]:
     """Train on the examples, each trace under the tag that the arm assigns to it.
+
+    Args:
+      phase: the section of the configuration that says how.
+      name: of the phase in metrics.jsonl; the arm's if left out, or `base`.
 
     Returns:
       the trained parameters, and what it took: `steps`, `tokens` (labels) and `seconds`.
@@ -252,7 +257,7 @@ def train(
     )
     key = launch.run_key(seed, "assign")
     longest_prompt = max(len(example.prompt) for example in examples)
-    name = "base" if phase == "pretrain" else arm
+    name = name or ("base" if phase == "pretrain" else arm)
     progress = Progress(name, settings.steps, done=start)
     before = time.monotonic() - spent["seconds"]
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from reasoning.data.formats import TextFormat
-from reasoning.data.tasks.base import Problems
+from reasoning.data.tasks.base import Problems, Task
 
 MAX_MISSES = 1000  # so many problems in a row without a trace end the search for more
 
@@ -111,6 +111,28 @@ def strategy_examples(
         random.Random(f"order/{seed}/{index}").shuffle(completions)
         examples.append(_example(text_format, task.prompt(problem), completions))
     return examples
+
+
+def named_examples(
+    task: Task, text_format: TextFormat, strategies: Sequence[str], seed: int, count: int
+) -> list[Example]:
+    """Training problems that all the named strategies solve, with their traces in that order.
+
+    Under the arm `fixed`, tag s then stands for the s-th strategy.
+
+    Raises:
+      ValueError: `count` is below 1, a strategy that the task does not have, or too few problems.
+    """
+    for name in strategies:
+        if name not in task.strategies:
+            raise ValueError(f"strategy={name!r}: {task.name} has {', '.join(task.strategies)}.")
+
+    def write(problem: Any) -> list[str]:
+        traces = [task.trace(problem, name) for name in strategies]
+        return [] if None in traces else [trace.completion for trace in traces]
+
+    solved = _solved_problems(task, seed, count, write)
+    return [_example(text_format, task.prompt(problem), texts) for problem, texts in solved]
 
 
 def practice_examples(

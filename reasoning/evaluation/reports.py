@@ -344,17 +344,36 @@ def tag_by_strategy(arms: Mapping[str, Any], strategies: Sequence[str], title: s
 
 def pass_at_k_curves(arms: Mapping[str, Any]) -> Figure:
     """pass@k by k, samples spread evenly over the arm's tags, with its interval as a band."""
-    figure, (ax,) = _figure(1, width=5)
-    colours = _colours(arms)
-    for arm, figures in arms.items():
-        ks, curve = figures["pass@k"]["k"], figures["pass@k"]["curve"]
-        value, low, high = (
-            100 * np.array([point[end] for point in curve]) for end in ("value", "low", "high")
-        )
-        ax.plot(ks, value, marker="o", markersize=3, label=arm, color=colours[arm])
-        ax.fill_between(ks, low, high, color=colours[arm], alpha=0.15, linewidth=0)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ks, [str(k) for k in ks])
-    ax.set(xlabel="samples k", ylabel="pass@k (%)")
-    ax.legend(frameon=False)
+    curves = {
+        arm: (figures["pass@k"]["k"], figures["pass@k"]["curve"]) for arm, figures in arms.items()
+    }
+    return estimate_curves({"": curves}, "samples k", "pass@k (%)", log_x=True)
+
+
+# x and an estimate's entry of results.json (value, low, high) at each.
+Curve = tuple[Sequence[float], Sequence[Mapping[str, Any]]]
+
+
+def estimate_curves(
+    panels: Mapping[str, Mapping[str, Curve]], xlabel: str, ylabel: str, log_x: bool = False
+) -> Figure:
+    """Shares in percent against x with their intervals as bands: one panel a title, one line a
+    name, in one colour throughout.
+    """
+    figure, axes = _figure(len(panels), width=5 if len(panels) == 1 else 4.2, columns=3)
+    colours = _colours(name for curves in panels.values() for name in curves)
+    for ax, (title, curves) in zip(axes, panels.items(), strict=True):
+        for name, (xs, points) in curves.items():
+            value, low, high = (
+                100 * np.array([point[end] for point in points]) for end in ("value", "low", "high")
+            )
+            ax.plot(xs, value, marker="o", markersize=3, label=name, color=colours[name])
+            ax.fill_between(xs, low, high, color=colours[name], alpha=0.15, linewidth=0)
+        if log_x:
+            ticks = sorted({x for xs, _ in curves.values() for x in xs})
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.set_title(title, fontsize=10)
+    axes[0].legend(frameon=False, fontsize=8)
     return figure

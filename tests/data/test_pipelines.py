@@ -16,6 +16,7 @@ from reasoning.data.pipelines import (
     Example,
     bucket_lengths,
     collate,
+    named_examples,
     plan_batches,
     practice_examples,
     strategy_examples,
@@ -399,3 +400,32 @@ def test_a_thousand_problems_without_a_trace_end_the_search(make, s5_tokenizer):
 def test_a_count_of_no_examples_is_refused(make, count, s5_tokenizer):
     with pytest.raises(ValueError, match=f"^count={count}: ask for at least one problem\\.$"):
         make(GroupWords("S5"), TextFormat(s5_tokenizer), seed=0, count=count)
+
+
+# Strategies by name
+
+
+def test_named_examples_keep_the_order_of_the_names():
+    task = GroupWords(length=3)
+    tokenizer = train_tokenizer(
+        (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
+    )
+    names = ["right", "direct"]
+    examples = named_examples(task, TextFormat(tokenizer), names, seed=0, count=4)
+    problems = list(itertools.islice(task.stream("train", 0), 4))
+    for example, problem in zip(examples, problems, strict=True):
+        texts = [tokenizer.decode(trace[:-1]) for trace in example.traces]
+        assert texts == [task.trace(problem, name).completion for name in names]
+        assert tokenizer.decode(example.prompt[1:]) == task.prompt(problem)
+
+
+def test_named_examples_leave_out_problems_that_a_strategy_does_not_solve():
+    task = make_task("countdown", tries=1)
+    tokenizer = train_tokenizer(
+        (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
+    )
+    names = ["largest", "nearest"]
+    examples = named_examples(task, TextFormat(tokenizer), names, seed=0, count=5)
+    assert [len(example.traces) for example in examples] == [2] * 5
+    with pytest.raises(ValueError, match="strategy='sideways': countdown has largest"):
+        named_examples(task, TextFormat(tokenizer), ["sideways"], seed=0, count=1)
