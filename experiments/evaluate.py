@@ -173,15 +173,13 @@ def run_protocols(run: Run, setup: Setup, config: ml_collections.ConfigDict) -> 
 
     def work(name: str) -> tuple[None, dict[str, Any]]:
         tags, sample_key, chosen, num_tags = protocols[name]
-        tokens, mask, laps = sample_problems(
-            policy, setup.test, tags, sample_key, chosen, settings.batch
-        )
-        judged = judge(policy, setup.test, tokens, mask)
+        drawn = sample_problems(policy, setup.test, tags, sample_key, chosen, settings.batch)
+        judged = judge(policy, setup.test, drawn.tokens, drawn.mask)
         rows = judged.rows(setup.task, setup.test)
         run.log_completions({"protocol": name, **row} for row in rows)
         figures = estimates(judged, num_tags)
         # Of the median call: the first one compiles.
-        rate = figures["tokens"] / (statistics.median(laps) * len(laps))
+        rate = figures["tokens"] / (statistics.median(drawn.seconds) * len(drawn.seconds))
         return None, {**figures, "tokens_per_second": rate}
 
     return {name: run.phase(name, partial(work, name))[1] for name in protocols}

@@ -8,7 +8,7 @@ Axes: P problems, R samples of each (tag-major: all samples of tag 0 first), S s
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from reasoning.evaluation.estimators import (
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
 from reasoning.rewards.host import HostFunction
+from reasoning.sampling.budgets import Budget
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import pad_prompts, sample, sequence_keys
 
@@ -114,8 +115,25 @@ def sample_and_judge(
     batch_problems: int = 64,
 ) -> Judged:
     """Sample each problem once per entry of `tags` and judge what comes out: `sample_problems`."""
-    tokens, mask, _ = sample_problems(policy, problems, tags, key, filters, batch_problems)
-    return judge(policy, problems, tokens, mask)
+    drawn = sample_problems(policy, problems, tags, key, filters, batch_problems)
+    return judge(policy, problems, drawn.tokens, drawn.mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What was sampled for P problems, R completions each, as host arrays.
+
+    Attributes:
+      tokens: `[P, R, N]` int32: a tag, the text and <eos>, then padding.
+      mask: `[P, R, N]` bool, the completion's tokens, <eos> included.
+      log_probs: `[P, R, N]` float32 of each token (`Samples.log_probs`).
+      seconds: that each call of the sampler took.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    log_probs: np.ndarray
+    seconds: list[float]
 
 
 def sample_problems(
@@ -125,7 +143,8 @@ def sample_problems(
     key: jax.Array,
     filters: Filters,
     batch_problems: int = 64,
-) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    budget: Budget | None = None,
+) -> Drawn:
     """Sample each problem once per entry of `tags`.
 
     Args:
@@ -133,40 +152,61 @@ def sample_problems(
       key: the evaluation's key; a sequence's own key depends on it, its problem and its place.
       filters: how to sample.
       batch_problems: problems per call of the sampler; it changes no figure.
-
-    Returns:
-      tokens `[P, R, N]`, their mask, and the seconds that each call of the sampler took.
+      budget: how long to think, with counts `[R]`, the same for every problem.
     """
     filters.check()
-    text_format = policy.text_format
-    prompts = [text_format.prompt_ids(policy.problems.prompt(problem)) for problem in problems]
-    ids, mask = pad_prompts(prompts, text_format.pad_id)
-    tokens, masks, seconds = [], [], []
+    if budget is not None:
+        budget.check()
+
+    def draw(ids: np.ndarray, mask: np.ndarray, index: np.ndarray) -> tuple[jax.Array, ...]:
+        rows = len(index)
+        samples = sample(
+            policy.params,
+            ids,
+            mask,
+            np.tile(tags.astype(np.int32), (rows, 1)),
+            sequence_keys(key, jnp.asarray(index), len(tags)),
+            filters,
+            config=policy.config,
+            max_new_tokens=policy.max_new_tokens,
+            stop_ids=policy.text_format.stop_ids,
+            pad_id=policy.text_format.pad_id,
+            budget=jax.tree.map(lambda counts: jnp.tile(counts, (rows, 1)), budget),
+        )
+        shape = rows, len(tags), policy.max_new_tokens
+        return tuple(x.reshape(shape) for x in (samples.tokens, samples.mask, samples.log_probs))
+
+    return Drawn(*in_batches(policy, problems, draw, batch_problems))
+
+
+def in_batches(
+    policy: Policy,
+    problems: Sequence[Any],
+    draw: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[jax.Array, ...]],
+    batch_problems: int = 64,
+) -> tuple[Any, ...]:
+    """Decode all problems, so many at a time.
+
+    Args:
+      draw: `(ids [B, T], mask [B, T], index [B]) -> arrays [B, ...]`, of the prompts and the
+        places of B problems.
+
+    Returns:
+      the arrays `[P, ...]` on the host, and last the seconds that each call took.
+    """
+    prompts = [policy.text_format.prompt_ids(policy.problems.prompt(each)) for each in problems]
+    ids, mask = pad_prompts(prompts, policy.text_format.pad_id)
+    parts, seconds = [], []
     batch_problems = min(batch_problems, len(problems))
     for start in range(0, len(problems), batch_problems):
         # The last batch is filled up with its first prompt, so that one shape is compiled.
         index = np.arange(start, start + batch_problems)
         index = np.where(index < len(problems), index, start)
         started = time.perf_counter()
-        samples = sample(
-            policy.params,
-            ids[index],
-            mask[index],
-            np.tile(tags.astype(np.int32), (batch_problems, 1)),
-            sequence_keys(key, jnp.asarray(index), len(tags)),
-            filters,
-            config=policy.config,
-            max_new_tokens=policy.max_new_tokens,
-            stop_ids=text_format.stop_ids,
-            pad_id=text_format.pad_id,
-        )
-        tokens.append(np.asarray(samples.tokens))
-        masks.append(np.asarray(samples.mask))
+        parts.append([np.asarray(array) for array in draw(ids[index], mask[index], index)])
         seconds.append(time.perf_counter() - started)
-    shape = (-1, len(tags), policy.max_new_tokens)
-    tokens = np.concatenate(tokens).reshape(shape)[: len(problems)]
-    masks = np.concatenate(masks).reshape(shape)[: len(problems)]
-    return tokens, masks, seconds
+    arrays = (np.concatenate(each)[: len(problems)] for each in zip(*parts, strict=True))
+    return (*arrays, seconds)
 
 
 def judge(

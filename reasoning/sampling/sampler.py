@@ -19,6 +19,7 @@ from reasoning.models.axes import constrain
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag, tag_to_id
 from reasoning.models.transformer import KVCache, Transformer, gather_for_sampling, init_cache
+from reasoning.sampling import budgets
 from reasoning.sampling.filters import Filters, choose, filter_logits
 
 STOP_EOS, STOP_LENGTH = 0, 1  # values of Samples.stop_reason
@@ -34,9 +35,12 @@ class Samples:
       mask: `[B, N]` bool: the completion's tokens, <eos> included.
       log_probs: `[B, N]` float32 of each token under the distribution that was sampled from
         (temperature and filters applied; temperature 0 is scored as temperature 1); 0 in
-        padding. A tag that was given has the log-prob with which the policy would draw it.
+        padding. A token that was not drawn but given (a tag, a branch, what a budget writes) has
+        the log-prob with which the policy would draw it at temperature 1.
       tags: `[B]` int32 in 0..S-1, -1 where the policy opened with a token that is no tag.
       stop_reason: `[B]` int32, STOP_EOS or STOP_LENGTH.
+      gaps: `[B, N]` float32, how far the probability of the likeliest token is above that of the
+        next, at temperature 1 and without filters; 0 in padding. None unless asked for.
     """
 
     tokens: jax.Array
@@ -44,6 +48,7 @@ class Samples:
     log_probs: jax.Array
     tags: jax.Array
     stop_reason: jax.Array
+    gaps: jax.Array | None = None
 
 
 def sequence_keys(key: jax.Array, prompt_ids: jax.Array, num_samples: int) -> jax.Array:
@@ -77,7 +82,10 @@ def check_lengths(config: ModelConfig, prompt_length: int, max_new_tokens: int) 
         )
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens", "stop_ids", "pad_id", "early_exit"))
+@partial(
+    jax.jit,
+    static_argnames=("config", "max_new_tokens", "stop_ids", "pad_id", "early_exit", "with_gaps"),
+)
 def sample(
     params: Any,
     prompts: jax.Array,
@@ -91,6 +99,9 @@ def sample(
     stop_ids: tuple[int, ...],
     pad_id: int,
     early_exit: bool = True,
+    ranks: jax.Array | None = None,
+    budget: budgets.Budget | None = None,
+    with_gaps: bool = False,
 ) -> Samples:
     """Complete every prompt G times.
 
@@ -103,6 +114,10 @@ def sample(
       stop_ids: each ends a completion, and is its last token: <eos>.
       early_exit: stop when every row has stopped. Under vmap a loop whose end depends on the data
         copies the whole cache at every step: leave it out there.
+      ranks: `[P, G]` int32; where not negative, the first token after a given tag (of the whole
+        completion where the tag is the policy's own) is the one of that rank by likelihood, from 0.
+      budget: how long to think (`Budget.check` it first).
+      with_gaps: also return `Samples.gaps`.
 
     Raises:
       ValueError: prompt and completion do not fit into the model's max_length.
@@ -117,63 +132,106 @@ def sample(
         params, prompts, segment_ids=prompt_mask, cache=cache, num_scored=1,
         positions=jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0),
     )
-    logits, cache = _share(logits[:, 0], cache, num_samples, config)
+    logits, cache = share_cache(logits[:, 0], cache, num_samples, config)
     prompt_lengths = jnp.repeat(prompt_mask.sum(axis=1), num_samples)
     tags, keys = tags.reshape(-1), keys.reshape(-1)
     num_rows = tags.shape[0]
 
-    def step(carry: tuple) -> tuple:
-        t, logits, cache, done, tokens, log_probs = carry
+    def write(
+        t: jax.Array, logits: jax.Array, thinking: budgets.BudgetState | None
+    ) -> tuple[jax.Array, jax.Array, budgets.BudgetState | None]:
+        """The next token of each row `[B]` and its log-prob, before rows that are done."""
         scores = filter_logits(logits, filters)
         uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys)
-        token = choose(scores, uniform, jnp.asarray(filters.temperature))
-        given = (t == 0) & (tags != OWN_TAG)
-        token = jnp.where(given, tag_to_id(config, tags), token)
-        # A given tag is scored even where a filter would have removed it.
+        drawn = choose(scores, uniform, jnp.asarray(filters.temperature))
+        token = drawn
+        if ranks is not None:
+            token = _branch(t, logits, token, tags, ranks.reshape(-1))
+        if thinking is not None:
+            forced, after = budgets.enforce(budget, thinking, token, ends_at(token, stop_ids))
+            token = jnp.where(t > 0, forced, token)
+            thinking = jax.tree.map(lambda new, old: jnp.where(t > 0, new, old), after, thinking)
+        tag_given = (t == 0) & (tags != OWN_TAG)
+        token = jnp.where(tag_given, tag_to_id(config, tags), token)
+        # What is given is scored even where a filter would have removed it.
+        given = tag_given | (token != drawn)
         scores = jnp.where(given[:, None], jax.nn.log_softmax(logits), scores)
+        return token, jnp.take_along_axis(scores, token[:, None], axis=1)[:, 0], thinking
+
+    def step(carry: tuple) -> tuple:
+        t, logits, cache, done, thinking, written = carry
+        token, log_prob, thinking = write(t, logits, thinking)
         token = jnp.where(done, pad_id, token).astype(jnp.int32)
-        log_prob = jnp.take_along_axis(scores, token[:, None], axis=1)[:, 0]
-        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, t))
-        log_probs = jax.lax.dynamic_update_slice(
-            log_probs, jnp.where(done, 0.0, log_prob)[:, None], (0, t)
-        )
-        done |= _is_one_of(token, stop_ids)
+        values = {"tokens": token, "log_probs": jnp.where(done, 0.0, log_prob)}
+        if with_gaps:
+            values["gaps"] = jnp.where(done, 0.0, probability_gap(logits))
+        written = {
+            name: jax.lax.dynamic_update_slice(written[name], value[:, None], (0, t))
+            for name, value in values.items()
+        }
+        done |= ends_at(token, stop_ids)
         logits, cache = model.apply(
             params, token[:, None], positions=(prompt_lengths + t)[:, None], cache=cache
         )
-        return t + 1, logits[:, 0], cache, done, tokens, log_probs
+        return t + 1, logits[:, 0], cache, done, thinking, written
 
     def unfinished(carry: tuple) -> jax.Array:
         t, done = carry[0], carry[3]
         return (t < max_new_tokens) & ~jnp.all(done) if early_exit else t < max_new_tokens
 
+    empty = jnp.zeros((num_rows, max_new_tokens))
+    written = {"tokens": jnp.full(empty.shape, pad_id, jnp.int32), "log_probs": empty}
     start = (
         jnp.zeros((), jnp.int32),
         logits,
         cache,
         jnp.zeros(num_rows, bool),
-        jnp.full((num_rows, max_new_tokens), pad_id, jnp.int32),
-        jnp.zeros((num_rows, max_new_tokens)),
+        None if budget is None else budgets.start(budget),
+        {**written, "gaps": empty} if with_gaps else written,
     )
-    _, _, _, done, tokens, log_probs = jax.lax.while_loop(unfinished, step, start)
+    _, _, _, done, _, written = jax.lax.while_loop(unfinished, step, start)
     # Whole on every device, so that each process can read what all have drawn.
-    tokens, log_probs = constrain(tokens, None, None), constrain(log_probs, None, None)
-    stops = _is_one_of(tokens, stop_ids)
+    written = {name: constrain(values, None, None) for name, values in written.items()}
+    tokens = written["tokens"]
+    stops = ends_at(tokens, stop_ids)
     mask = (jnp.cumsum(stops, axis=1) - stops) == 0  # nothing before it is <eos>
     return Samples(
-        tokens=tokens,
+        **written,
         mask=mask,
-        log_probs=log_probs,
         tags=id_to_tag(config, tokens[:, 0]),
         stop_reason=jnp.where(constrain(done, None), STOP_EOS, STOP_LENGTH),
     )
 
 
-def _is_one_of(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+def probability_gap(logits: jax.Array) -> jax.Array:
+    """How far the likeliest token's probability is above the next one's: `[..., V]` to `[...]`."""
+    top = logits.max(axis=-1, keepdims=True)
+    first = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
+    others = jnp.where(first, -jnp.inf, logits)
+    return (1 - jnp.exp(others.max(axis=-1) - top[..., 0])) / jnp.exp(logits - top).sum(axis=-1)
+
+
+def _branch(
+    t: jax.Array, logits: jax.Array, token: jax.Array, tags: jax.Array, ranks: jax.Array
+) -> jax.Array:
+    """At its first free position, the token `[B]` of each row's rank; else the one drawn."""
+
+    def ranked() -> jax.Array:
+        order = jnp.argsort(logits, axis=-1, descending=True)
+        return jnp.take_along_axis(order, jnp.maximum(ranks, 0)[:, None], axis=1)[:, 0]
+
+    here = (t == jnp.where(tags == OWN_TAG, 0, 1)) & (ranks >= 0)
+    # Sorting the vocabulary at every step would cost more than the policy itself.
+    likely = jax.lax.cond(t <= 1, ranked, lambda: token.astype(jnp.int32))
+    return jnp.where(here, likely.astype(token.dtype), token)
+
+
+def ends_at(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+    """Which tokens, of any shape, end a completion."""
     return reduce(operator.or_, (tokens == i for i in ids))
 
 
-def _share(
+def share_cache(
     logits: jax.Array, cache: KVCache, num_samples: int, config: ModelConfig
 ) -> tuple[jax.Array, KVCache]:
     """Give each prompt's logits `[P, V+S]` and cache to its G samples."""
