@@ -318,6 +318,8 @@ def improve_policies(
         if settings.keep_best and np.mean(scores) > best:
             best = float(np.mean(scores))
             save_tree(run.path / "best" / name, policies, {"step": step, "pass@1": best})
+        if settings.keep_every and step % settings.keep_every == 0:
+            save_tree(run.path / "kept" / name / f"{step:06d}", policies, {"step": step})
 
     # A program cannot be interrupted; steps in turn can be after each of them.
     unit = settings.validate_every if compiled_reward(setup, settings) else 1
@@ -431,6 +433,11 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
     for name in ("steps", "problems", "validate_every", "validation_samples", "max_skipped"):
         if settings[name] < 1:
             raise ValueError(f"{section}.{name}={settings[name]}: must be at least 1.")
+    if settings.keep_every < 0 or settings.keep_every % settings.validate_every:
+        raise ValueError(
+            f"{section}.keep_every={settings.keep_every}: must be 0 (none), or a multiple of "
+            f"{section}.validate_every={settings.validate_every}."
+        )
     if settings.reward not in ("device", "host"):
         raise ValueError(f"{section}.reward={settings.reward!r}: must be device or host.")
     parts = mesh_shape(config).rows

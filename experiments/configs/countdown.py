@@ -146,6 +146,7 @@ def rl_settings() -> ml_collections.ConfigDict:
     rl.trained = "all"  # or strategies: the strategies' embeddings alone
     rl.validate_every = 10
     rl.validation_samples = 8
+    rl.keep_every = 0  # also keep the policies of every so many steps, in kept/
     rl.keep_best = True  # the policies that were best at a validation, in best/
     rl.printed = 3  # completions shown at every validation; all are in completions.jsonl
     rl.max_skipped = 5  # so many steps in a row without a finite gradient end the run

@@ -211,6 +211,7 @@ def test_a_run_without_finite_updates_ends_with_its_last_good_policy(
         ("rl.problems", 3, "rl.problems=3: a step draws 4 different ones"),
         ("rl.trained", "tags", "trained='tags': must be all or strategies"),
         ("rl.rounds", 2, "max_rounds=2: dynamic sampling"),
+        ("rl.keep_every", -1, "rl.keep_every=-1: must be 0 (none), or a multiple"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(
@@ -229,7 +230,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
 
 def test_the_launcher_writes_both_policies_and_a_host_can_judge(tmp_path):
     config = smoke.get_config()
-    config.rl.reward, config.rl.workers = "host", 1
+    config.rl.reward, config.rl.workers, config.rl.keep_every = "host", 1, 1
     rl.main(config, str(tmp_path / "run"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["arms"]) == ["matched", "matched_gfpo"]
@@ -240,3 +241,5 @@ def test_the_launcher_writes_both_policies_and_a_host_can_judge(tmp_path):
     with Checkpoints(tmp_path / "run" / "best" / "matched_gfpo") as best:
         about = best.about(0)
     assert about["pass@1"] == max(scores.values()) == scores[about["step"]]
+    kept = sorted((tmp_path / "run" / "kept" / "matched_gfpo").iterdir())
+    assert [path.name for path in kept] == ["000000", "000001", "000002"]
