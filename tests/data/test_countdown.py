@@ -444,3 +444,27 @@ def test_samples_stay_what_they_were():
     ]
     rare = Countdown(size=2, largest=1)  # one target in 20 can be made: most draws are refused
     assert [rare.sample(0, index).target for index in range(4)] == [2, 1, 2, 2]
+
+
+# Answers that count as one in a vote
+
+
+@pytest.mark.parametrize(
+    "first, second, same",
+    [
+        ("3 * 2 = 6 , 10 + 6 = 16", "2 * 3 = 6 , 6 + 10 = 16", True),
+        ("3 + 2 = 5 , 10 + 5 = 15", "10 + 2 = 12 , 12 + 3 = 15", True),  # wrong, and one answer
+        ("10 - 2 = 8 , 8 * 3 = 24", "10 - 3 = 7 , 7 * 2 = 14", False),
+        ("10 - 3 = 7 , 7 - 2 = 5", "3 + 2 = 5 , 10 - 5 = 5", False),  # equal by algebra alone
+    ],
+)
+def test_votes_are_on_expressions_not_on_their_order(first, second, same):
+    problem, task = CountdownProblem((2, 3, 10), 16), Countdown()
+    keys = [task.verify(problem, answer).key for answer in (first, second)]
+    assert None not in keys and (keys[0] == keys[1]) == same
+
+
+def test_a_key_tells_the_expression():
+    verdict = Countdown().verify(CountdownProblem((2, 3, 10), 16), "3 * 2 = 6 , 10 + 6 = 16")
+    assert verdict.key == "((2 * 3) + 10)"
+    assert Countdown().verify(CountdownProblem((2, 3, 10), 16), "3 * 2 = 7").key is None

@@ -266,23 +266,31 @@ class Countdown:
         return None
 
     def verify(self, problem: CountdownProblem, answer: str | None) -> Verdict:
-        """Replay the equations: every number used once, every value exact, the target last."""
+        """Replay the equations: every number used once, every value exact, the target last.
+
+        In a vote, answers count as one whose expressions differ only in the order and grouping of
+        sums and of products.
+        """
         if not answer:
             return Verdict(False, "no_answer")
         equations = [_parse_equation(text) for text in answer.split(" , ")]
         if None in equations or len(equations) != len(problem.numbers) - 1:
             return Verdict(False, "malformed")
-        numbers = list(problem.numbers)
+        left: list[tuple[int, Expression]] = [(n, ("", (str(n),))) for n in problem.numbers]
         for a, op, b, result in equations:
+            operands = []
             for operand in (a, b):
-                if operand not in numbers:
+                found = next((pair for pair in left if pair[0] == operand), None)
+                if found is None:
                     return Verdict(False, "wrong_numbers")
-                numbers.remove(operand)
+                left.remove(found)
+                operands.append(found[1])
             if op == "/" or _apply(a, op, b) != result or result > self.max_number:
                 return Verdict(False, "wrong_equation")
-            numbers.append(result)
-        correct = numbers == [problem.target]
-        return Verdict(correct, "correct" if correct else "wrong_value")
+            left.append((result, _join(op, *operands)))
+        (value, expression), = left
+        correct = value == problem.target
+        return Verdict(correct, "correct" if correct else "wrong_value", key=_written(expression))
 
     def check_trace(self, problem: CountdownProblem, strategy: str | None, steps: str) -> float:
         """Share of steps that are exact operations on available numbers, rightly checked.
@@ -335,6 +343,23 @@ class Countdown:
 
 _STEP = re.compile(r"(?:from )?\S+ \S+ \S+ = \S+ (?:,|yes|high|low)|\S+")
 _EQUATION = re.compile(r"([1-9][0-9]{0,3}) ([-+*/]) ([1-9][0-9]{0,3}) = ([1-9][0-9]{0,3})")
+
+
+# The operation on top and what it joins, as text; of a number, no operation and itself.
+Expression = tuple[str, tuple[str, ...]]
+
+
+def _join(op: str, a: Expression, b: Expression) -> Expression:
+    """What two operands make: sums, and products, of the same parts are one expression."""
+    if op == "-":
+        return op, (_written(a), _written(b))
+    parts = (side[1] if side[0] == op else (_written(side),) for side in (a, b))
+    return op, tuple(sorted(itertools.chain.from_iterable(parts)))
+
+
+def _written(expression: Expression) -> str:
+    op, parts = expression
+    return f"({f' {op} '.join(parts)})" if op else parts[0]
 
 
 def split_steps(steps: str) -> list[str]:
