@@ -58,9 +58,15 @@ def sequence_keys(key: jax.Array, prompt_ids: jax.Array, num_samples: int) -> ja
     return jax.vmap(lambda k: jax.vmap(lambda g: jax.random.fold_in(k, g))(samples))(per_prompt)
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts padded on the left to one length: ids `[P, T]` and mask `[P, T]`, int32."""
-    length = max(map(len, prompts))
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], pad_id: int, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts padded on the left to one length: ids `[P, T]` and mask `[P, T]`, int32.
+
+    Args:
+      length: T, at least that of the longest prompt; None: that of the longest prompt.
+    """
+    length = max(map(len, prompts)) if length is None else length
     ids = np.full((len(prompts), length), pad_id, np.int32)
     mask = np.zeros((len(prompts), length), np.int32)
     for row, prompt in enumerate(prompts):
