@@ -210,6 +210,9 @@ def test_prompts_are_padded_on_the_left():
     np.testing.assert_array_equal(ids, [[0, 0, 4], [1, 2, 3], [0, 0, 0]])
     np.testing.assert_array_equal(mask, [[0, 0, 1], [1, 1, 1], [0, 1, 1]])
     assert ids.dtype == mask.dtype == np.int32
+    longer, longer_mask = pad_prompts([[4], [1, 2, 3]], pad_id=9, length=5)
+    np.testing.assert_array_equal(longer, [[9, 9, 9, 9, 4], [9, 9, 1, 2, 3]])
+    np.testing.assert_array_equal(longer_mask, [[0, 0, 0, 0, 1], [0, 0, 1, 1, 1]])
 
 
 def test_a_prompt_without_room_for_its_completion_is_refused(config, params):
