@@ -44,7 +44,7 @@ def make_problems(config: ml_collections.ConfigDict) -> Problems:
       ValueError: what cannot be read, in one sentence.
     """
     if config.corpus.name is None:
-        return make_task(config.task.name, **config.task.arguments)
+        return make_task(config.task.name, config.task.strategies, **config.task.arguments)
     fields = {name: value for name, value in config.corpus.items() if name != "vocab_size"}
     return load_corpus(fields.pop("name"), **fields)
 

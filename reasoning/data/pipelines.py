@@ -114,21 +114,18 @@ def strategy_examples(
 
 
 def named_examples(
-    task: Task, text_format: TextFormat, strategies: Sequence[str], seed: int, count: int
+    task: Task, text_format: TextFormat, seed: int, count: int
 ) -> list[Example]:
-    """Training problems that all the named strategies solve, with their traces in that order.
+    """Training problems that all strategies of a task solve, with their traces in that order.
 
     Under the arm `fixed`, tag s then stands for the s-th strategy.
 
     Raises:
-      ValueError: `count` is below 1, a strategy that the task does not have, or too few problems.
+      ValueError: `count` is below 1, or too few problems have all traces.
     """
-    for name in strategies:
-        if name not in task.strategies:
-            raise ValueError(f"strategy={name!r}: {task.name} has {', '.join(task.strategies)}.")
 
     def write(problem: Any) -> list[str]:
-        traces = [task.trace(problem, name) for name in strategies]
+        traces = [task.trace(problem, name) for name in task.strategies]
         return [] if None in traces else [trace.completion for trace in traces]
 
     solved = _solved_problems(task, seed, count, write)

@@ -279,7 +279,8 @@ def _trace(policy: Policy, problem: Any, text: str) -> tuple[int, float]:
         return 0, float("nan")
     steps, _ = parse_completion(text)
     strategy = task.recognise(problem, steps)
-    index = len(task.strategies) if strategy is None else task.strategies.index(strategy)
+    known = strategy in task.strategies
+    index = task.strategies.index(strategy) if known else len(task.strategies)
     return index, task.check_trace(problem, None, steps)
 
 

@@ -405,27 +405,26 @@ def test_a_count_of_no_examples_is_refused(make, count, s5_tokenizer):
 # Strategies by name
 
 
-def test_named_examples_keep_the_order_of_the_names():
-    task = GroupWords(length=3)
-    tokenizer = train_tokenizer(
+def format_of(task):
+    """The format of a task of its own words."""
+    return TextFormat(train_tokenizer(
         (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
-    )
+    ))
+
+
+def test_named_examples_keep_the_order_of_the_names():
     names = ["right", "direct"]
-    examples = named_examples(task, TextFormat(tokenizer), names, seed=0, count=4)
+    task = make_task("group_words", names, length=3)
+    text_format = format_of(task)
+    examples = named_examples(task, text_format, seed=0, count=4)
     problems = list(itertools.islice(task.stream("train", 0), 4))
     for example, problem in zip(examples, problems, strict=True):
-        texts = [tokenizer.decode(trace[:-1]) for trace in example.traces]
+        texts = [text_format.completion_text(trace) for trace in example.traces]
         assert texts == [task.trace(problem, name).completion for name in names]
-        assert tokenizer.decode(example.prompt[1:]) == task.prompt(problem)
+        assert text_format.tokenizer.decode(example.prompt[1:]) == task.prompt(problem)
 
 
 def test_named_examples_leave_out_problems_that_a_strategy_does_not_solve():
-    task = make_task("countdown", tries=1)
-    tokenizer = train_tokenizer(
-        (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
-    )
-    names = ["largest", "nearest"]
-    examples = named_examples(task, TextFormat(tokenizer), names, seed=0, count=5)
+    task = make_task("countdown", ["largest", "nearest"], tries=1)
+    examples = named_examples(task, format_of(task), seed=0, count=5)
     assert [len(example.traces) for example in examples] == [2] * 5
-    with pytest.raises(ValueError, match="strategy='sideways': countdown has largest"):
-        named_examples(task, TextFormat(tokenizer), ["sideways"], seed=0, count=1)

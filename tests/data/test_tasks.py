@@ -250,3 +250,14 @@ def test_presets_differ_and_arguments_change_them():
     assert orders == [6, 24, 120, 60]
     assert len(make_task("countdown4").sample(0, 0).numbers) == 4
     assert len(make_task("group_words_a5", length=3).sample(0, 0)) == 3
+
+
+def test_strategies_can_be_left_out():
+    task = make_task("group_words", ("tree", "left"), length=4)
+    assert task.strategies == ("tree", "left") and task.num_traces == 2
+    assert task.completions((1, 2, 3, 4)) == sorted(
+        task.trace((1, 2, 3, 4), name).completion for name in ("left", "tree")
+    )
+    assert make_task("group_words").num_traces == 5, "another task keeps all"
+    with pytest.raises(ValueError, match="strategy='up': task 'group_words' has direct, left"):
+        make_task("group_words", ("up",))

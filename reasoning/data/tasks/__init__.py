@@ -1,7 +1,7 @@
 """The tasks by name: `make_task("countdown4")` builds a preset, keyword arguments change it."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reasoning.data.tasks.base import Task
@@ -19,15 +19,19 @@ TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
 }
 
 
-def make_task(name: str, **arguments: Any) -> Task:
+def make_task(name: str, strategies: Sequence[str] = (), **arguments: Any) -> Task:
     """The task of a preset, with some of its arguments replaced.
+
+    Args:
+      strategies: those of the task's strategies that write traces, in this order; () for all.
 
     An argument of None is dropped, whether the task takes it or not: the preset's own value holds.
     So one configuration can declare an argument for every task and set none.
 
     Raises:
-      ValueError: unknown name; an argument other than None that the task does not take, or of
-        another type than its default (a bool is no int); or a value that the task refuses.
+      ValueError: unknown name; a strategy that the task does not have; an argument other than None
+        that the task does not take, or of another type than its default (a bool is no int); or a
+        value that the task refuses.
     """
     if name not in TASKS:
         raise ValueError(f"task={name!r}: must be one of {', '.join(TASKS)}.")
@@ -40,4 +44,12 @@ def make_task(name: str, **arguments: Any) -> Task:
         kind = type(parameters[key].default)  # every argument of a task has a default
         if type(value) is not kind:
             raise ValueError(f"{key}={value!r}: task {name!r} takes {kind.__name__} here.")
-    return build(**{**preset, **arguments})
+    task = build(**{**preset, **arguments})
+    for strategy in strategies:
+        if strategy not in task.strategies:
+            raise ValueError(
+                f"strategy={strategy!r}: task {name!r} has {', '.join(task.strategies)}."
+            )
+    if strategies:
+        task.strategies, task.num_traces = tuple(strategies), len(strategies)
+    return task
