@@ -35,7 +35,6 @@ from reasoning.data.tasks.base import Verdict, distinct_problems
 from reasoning.evaluation.estimators import (
     cons_at_k,
     g_pass_at_k,
-    interleave,
     mean_estimate,
     pass_curve,
     wilson_interval,
@@ -44,6 +43,7 @@ from reasoning.evaluation.policies import Judged, judge, sample_problems
 from reasoning.rewards.judges import check_gold
 from reasoning.runtime.meshes import check_mesh, make_mesh, use_mesh
 from reasoning.runtime.runs import Run
+from reasoning.sampling.allocation import interleave
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, check_lengths
 

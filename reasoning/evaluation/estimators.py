@@ -1,4 +1,4 @@
-"""What a policy can do, from its samples: pass@k, G-pass@k, cons@k, and intervals.
+"""What a policy can do, from its samples: pass@k, G-pass@k, cons@k and other votes, and intervals.
 
 Everything here is numpy in float64 on the host. P is the number of problems, S of strategy tags,
 G of samples per tag, N = G*S of samples per problem. The metrics return one value per problem,
@@ -13,13 +13,14 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
+
+from reasoning.sampling.voting import Rule, vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,84 +151,130 @@ def pass_curve(correct: ArrayLike, ks: Sequence[int]) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def interleave(samples: ArrayLike) -> np.ndarray:
-    """Reorder tag-major samples so that every S consecutive ones hold one sample of each tag.
-
-    Votes and passes over "the first k samples" of a tag-major array see only the first tags;
-    in this order they see all tags as evenly as k allows.
-
-    Args:
-      samples: `[P, S, G]`, of any type: sample g of tag s of a problem.
-
-    Returns:
-      `[P, G*S]`: all tags' sample 0, then all tags' sample 1, and so on.
-
-    Raises:
-      ValueError: not three axes.
-    """
-    samples = np.asarray(samples)
-    if samples.ndim != 3:
-        raise ValueError(f"samples: shape {samples.shape} must be [problems, tags, samples].")
-    return samples.swapaxes(1, 2).reshape(samples.shape[0], -1)
-
-
-def majority_vote(answers: Sequence[str | None], seed: int | Sequence[int] = 0) -> str | None:
-    """The answer given most often; None where no sample gave one (arXiv 2203.11171).
-
-    A tie is broken uniformly at random by `seed`, not by position: in interleaved order the first
-    sample always comes from the same tag, which would otherwise win every tie. The result does
-    not depend on the order of the answers.
-
-    Args:
-      answers: one per sample; None, which has no vote, where a sample has no final answer.
-      seed: one or more integers >= 0, used only where answers tie.
-    """
-    votes = Counter(answer for answer in answers if answer is not None)
-    if not votes:
-        return None
-    most = max(votes.values())
-    tied = sorted(answer for answer, count in votes.items() if count == most)
-    return tied[0] if len(tied) == 1 else tied[np.random.default_rng(seed).integers(len(tied))]
-
-
 def cons_at_k(answers: ArrayLike, correct: ArrayLike, k: int, seed: int = 0) -> np.ndarray:
     """How often the majority answer of k samples is correct: cons@k, or maj@k.
 
+    `voted_accuracy` with one vote for each sample.
+    """
+    return voted_accuracy(answers, correct, k, seed=seed)
+
+
+def voted_accuracy(
+    answers: ArrayLike,
+    correct: ArrayLike,
+    k: int,
+    weights: ArrayLike | None = None,
+    rule: Rule = vote,
+    seed: int = 0,
+) -> np.ndarray:
+    """How often the answer that a rule chooses from k samples is correct.
+
     Consecutive slices of k samples are vote groups (the last N mod k samples are in none), and
     their mean is taken; the samples of several tags must come through `interleave`. A group
-    without an answer is wrong. Ties are broken as in `majority_vote`, with (seed, problem, group)
-    as the seed, so that the ties of one problem do not shift those of the next.
+    without an answer is wrong. Ties are broken as in the rule, with (seed, problem, group) as the
+    seed, so that the ties of one problem do not shift those of the next.
 
     Args:
       answers: `[P, N]` of strings, or None where a sample has no final answer.
       correct: bool `[P, N]`; equal answers to one problem must be equally correct.
       k: samples per vote, at most N.
+      weights: float `[P, N]`, the weights or scores that the rule reads.
+      rule: `vote` or `best_of_n` of `reasoning.sampling.voting`.
       seed: breaks ties.
 
     Returns:
       `[P]`, in [0, 1].
 
     Raises:
-      ValueError: shapes that do not fit, k outside 1..N, or a problem where the same answer (or
-        no answer) is judged in two ways.
+      ValueError: shapes that do not fit, k outside 1..N, weights that the rule refuses, or a
+        problem where the same answer (or no answer) is judged in two ways.
     """
-    answers = np.asarray(answers, dtype=object)
-    correct = _check_bool("correct", correct, num_axes=2)
-    if answers.shape != correct.shape:
-        raise ValueError(
-            f"answers: shape {answers.shape} must be that of correct, {correct.shape}."
-        )
+    answers, correct, weights = _check_votes(answers, correct, weights)
     num_problems, num_samples = correct.shape
     if not 1 <= k <= num_samples:
         raise ValueError(f"k={k}: must be between 1 and the {num_samples} samples per problem.")
-    num_groups = num_samples // k
-    values = np.zeros((num_problems, num_groups))
+    values = np.zeros((num_problems, num_samples // k))
     for problem in range(num_problems):
         verdicts = _verdict_by_answer(problem, answers[problem], correct[problem])
-        for group in range(num_groups):
-            votes = answers[problem, group * k : (group + 1) * k]
-            values[problem, group] = verdicts[majority_vote(votes, (seed, problem, group))]
+        for group in range(num_samples // k):
+            part = np.s_[problem, group * k : (group + 1) * k]
+            scores = None if weights is None else weights[part]
+            chosen = rule(answers[part], scores, (seed, problem, group))
+            values[problem, group] = verdicts[chosen]
     return values.mean(axis=1)
+
+
+def accuracy_against_tokens(
+    answers: ArrayLike,
+    correct: ArrayLike,
+    lengths: ArrayLike,
+    used: ArrayLike,
+    weights: ArrayLike | None = None,
+    rule: Rule = vote,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the first samples of a problem cost, and whether the answer chosen from them is right.
+
+    For the curve of an allocation (`reasoning.sampling.allocation`) the B columns of `used` are
+    budgets, the same for all problems, or what a rule that stops early took of each:
+
+        used = np.broadcast_to([1, 2, 4, 8], (P, 4))                     so many samples
+        used = (lengths.cumsum(axis=1) <= 1000).sum(axis=1)[:, None]     as many as 1000 tokens pay
+        used = [[samples_until_decided(row)] for row in answers]         until the vote is certain
+
+    A verifier that is there when answers are chosen is `rule=best_of_n` with its scores as weights.
+
+    Args:
+      answers: `[P, n]` of strings in the order drawn, or None where there is no final answer.
+      correct: bool `[P, n]`; equal answers to one problem must be equally correct.
+      lengths: int `[P, n]`, tokens of each sample.
+      used: int `[P, B]` in 0..n, how many of a problem's samples are drawn at each point.
+      weights, rule: as in `voted_accuracy`.
+      seed: breaks ties as in the first group of `voted_accuracy`.
+
+    Returns:
+      tokens: int `[P, B]`, spent on the samples used.
+      right: bool `[P, B]`, whether the chosen answer is correct; no answer is wrong.
+
+    Raises:
+      ValueError: shapes that do not fit, used outside 0..n, weights that the rule refuses, or a
+        problem where the same answer (or no answer) is judged in two ways.
+    """
+    answers, correct, weights = _check_votes(answers, correct, weights)
+    lengths, used = np.asarray(lengths), np.asarray(used)
+    num_problems, num_samples = correct.shape
+    if lengths.shape != correct.shape:
+        raise ValueError(
+            f"lengths: shape {lengths.shape} must be that of correct, {correct.shape}."
+        )
+    if used.ndim != 2 or len(used) != num_problems:
+        raise ValueError(f"used: shape {used.shape} must be [{num_problems} problems, points].")
+    if ((used < 0) | (used > num_samples)).any():
+        raise ValueError(f"used: must be between 0 and the {num_samples} samples per problem.")
+    spent = np.pad(lengths.cumsum(axis=1), ((0, 0), (1, 0)))
+    right = np.zeros(used.shape, dtype=bool)
+    for problem in range(num_problems):
+        verdicts = _verdict_by_answer(problem, answers[problem], correct[problem])
+        for point, count in enumerate(used[problem]):
+            scores = None if weights is None else weights[problem, :count]
+            chosen = rule(answers[problem, :count], scores, (seed, problem, 0))
+            right[problem, point] = verdicts[chosen]
+    return np.take_along_axis(spent, used, axis=1), right
+
+
+def _check_votes(
+    answers: ArrayLike, correct: ArrayLike, weights: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The three as arrays of one shape `[P, N]`."""
+    answers = np.asarray(answers, dtype=object)
+    correct = _check_bool("correct", correct, num_axes=2)
+    weights = None if weights is None else np.asarray(weights, dtype=np.float64)
+    for name, values in (("answers", answers), ("weights", weights)):
+        if values is not None and values.shape != correct.shape:
+            raise ValueError(
+                f"{name}: shape {values.shape} must be that of correct, {correct.shape}."
+            )
+    return answers, correct, weights
 
 
 def _verdict_by_answer(

@@ -22,13 +22,13 @@ from reasoning.evaluation import diversity
 from reasoning.evaluation.estimators import (
     bootstrap,
     cons_at_k,
-    interleave,
     mean_estimate,
     pass_curve,
 )
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
 from reasoning.rewards.host import HostFunction
+from reasoning.sampling.allocation import interleave
 from reasoning.sampling.budgets import Budget
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import pad_prompts, sample, sequence_keys

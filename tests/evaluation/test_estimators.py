@@ -11,17 +11,24 @@ from hypothesis import strategies as st
 
 from reasoning.evaluation.estimators import (
     Estimate,
+    accuracy_against_tokens,
     bootstrap,
     cons_at_k,
     difference_estimate,
     g_pass_at_k,
-    interleave,
-    majority_vote,
     mean_estimate,
     pass_at_k,
     pass_curve,
     runs_estimate,
+    voted_accuracy,
     wilson_interval,
+)
+from reasoning.sampling.allocation import interleave
+from reasoning.sampling.voting import (
+    best_of_n,
+    samples_until_decided,
+    samples_until_likely,
+    vote,
 )
 
 quick = settings(max_examples=50, deadline=None)
@@ -142,22 +149,6 @@ def test_g_pass_at_k_refuses_a_threshold_that_is_no_share(threshold):
 # samples of several tags
 
 
-def test_interleaved_slices_hold_one_sample_of_each_tag():
-    """The first S samples of a tag-major array all come from the first tag."""
-    P, S, G = 2, 6, 11
-    tags = np.broadcast_to(np.arange(S)[:, None], (P, S, G))
-    groups = interleave(tags).reshape(P, G, S)
-    assert (groups == np.arange(S)).all()
-    assert not (tags.reshape(P, G, S) == np.arange(S)).all()
-
-
-def test_interleave_keeps_samples_of_a_group_together():
-    samples = np.arange(24).reshape(2, 3, 4)  # problem, tag, sample
-    assert interleave(samples)[1].tolist() == [12, 16, 20, 13, 17, 21, 14, 18, 22, 15, 19, 23]
-    with pytest.raises(ValueError, match=r"shape \(2, 12\)"):
-        interleave(samples.reshape(2, 12))
-
-
 def test_votes_of_tag_major_samples_see_one_tag_only():
     """Two of three tags are right; without interleaving, one vote in three is of the wrong tag."""
     answers = np.array([[["9"] * 3, ["4"] * 3, ["4"] * 3]], dtype=object)
@@ -222,21 +213,6 @@ def test_pass_curve_refuses_rewards_wrong_shapes_and_impossible_k():
 # voting
 
 
-def test_majority_vote_is_the_plurality_of_the_answers_given():
-    assert majority_vote(["2", "1", "2", "3"]) == "2"
-    assert majority_vote([None, None, None, "7"]) == "7"
-    assert majority_vote([None, None]) is None
-    assert majority_vote([]) is None
-
-
-def test_ties_are_even_and_do_not_depend_on_the_order():
-    votes = [majority_vote(["b", "a", None, "b", "a", "c"], seed) for seed in range(400)]
-    assert set(votes) == {"a", "b"}
-    assert 160 < votes.count("a") < 240  # 4 standard deviations
-    for order in itertools.permutations(["b", "a", "c"]):
-        assert majority_vote(list(order), 5) == majority_vote(["a", "b", "c"], 5)
-
-
 @quick
 @given(
     st.lists(st.sampled_from(["1", "2", "3", None]), min_size=1, max_size=12),
@@ -247,7 +223,7 @@ def test_cons_at_k_is_the_mean_over_slices(answers, k):
     right = {"1": True, "2": False, "3": True, None: False}
     correct = [right[answer] for answer in answers]
     slices = [answers[i * k : (i + 1) * k] for i in range(len(answers) // k)]
-    expected = np.mean([right[majority_vote(part, (3, 0, i))] for i, part in enumerate(slices)])
+    expected = np.mean([right[vote(part, seed=(3, 0, i))] for i, part in enumerate(slices)])
     assert cons_at_k([answers], [correct], k, seed=3).tolist() == [pytest.approx(expected)]
 
 
@@ -282,6 +258,91 @@ def test_cons_at_k_refuses_contradictions():
         cons_at_k([["1", "1"]], [[True, True]], k=0)
     with pytest.raises(ValueError, match="answers: shape"):
         cons_at_k([["1", "1"]], [[True]], k=1)
+
+
+def test_voted_accuracy_by_hand():
+    """Two groups of three: one vote of weight 3 beats two of 1, and 2 + 2 beat 3."""
+    answers = [["4", "5", "5", "4", "4", "5", "9"]]  # the last is in no group
+    correct = np.array(answers) == "4"
+    weights = [[3.0, 1.0, 1.0, 2.0, 2.0, 3.0, 9.0]]
+    assert voted_accuracy(answers, correct, 3).tolist() == [0.5]
+    assert voted_accuracy(answers, correct, 3, weights).tolist() == [1.0]
+    assert voted_accuracy(answers, correct, 3, weights, best_of_n).tolist() == [0.5]
+    assert voted_accuracy(answers, correct, 1, weights).tolist() == [pytest.approx(3 / 7)]
+
+
+def test_a_perfect_verifier_chooses_a_correct_sample_wherever_there_is_one():
+    generator = np.random.default_rng(0)
+    answers = generator.choice(["a", "b", "c", "d"], size=(20, 12)).astype(object)
+    correct = answers == "a"
+    for k in (1, 3, 4):
+        covered = correct.reshape(20, 12 // k, k).any(axis=2).mean(axis=1)
+        chosen = voted_accuracy(answers, correct, k, correct.astype(float), best_of_n)
+        np.testing.assert_array_equal(chosen, covered)
+
+
+@quick
+@given(st.lists(st.sampled_from(["1", "2", None]), min_size=2, max_size=8), st.integers(1, 4))
+def test_equal_weights_change_no_vote(answers, k):
+    k, correct = min(k, len(answers)), [[answer == "1" for answer in answers]]
+    weighted = voted_accuracy([answers], correct, k, np.full((1, len(answers)), 0.3), seed=7)
+    assert weighted.tolist() == cons_at_k([answers], correct, k, seed=7).tolist()
+
+
+def test_voted_accuracy_refuses_weights_of_another_shape():
+    with pytest.raises(ValueError, match=r"weights: shape \(2,\) must be that of correct"):
+        voted_accuracy([["1", "1"]], [[True, True]], 1, [0.5, 0.5])
+
+
+# accuracy against tokens
+
+
+def test_accuracy_against_tokens_by_hand():
+    answers = [["7", "4", "4", "4"], [None, "1", "2", "2"]]
+    correct = [[False, True, True, True], [False, True, False, False]]
+    lengths = [[5, 10, 20, 40], [8, 8, 8, 8]]
+    used = [[0, 1, 3, 4], [1, 2, 4, 0]]
+    tokens, right = accuracy_against_tokens(answers, correct, lengths, used)
+    assert tokens.tolist() == [[0, 5, 35, 75], [8, 16, 32, 0]]
+    assert right.tolist() == [[False, False, True, True], [False, True, False, False]]
+    scores = [[0.9, 0.1, 0.2, 0.3], [0.0, 0.5, 0.4, 0.6]]
+    _, right = accuracy_against_tokens(answers, correct, lengths, used, scores, best_of_n)
+    assert right.tolist() == [[False, False, False, False], [False, True, False, False]]
+    _, right = accuracy_against_tokens(answers, correct, lengths, used, correct, best_of_n)
+    assert right.tolist() == [[False, False, True, True], [False, True, True, False]]
+
+
+def test_accuracy_of_all_samples_is_that_of_one_group():
+    """Also where answers tie."""
+    answers = np.random.default_rng(3).choice(["a", "b", "c"], size=(40, 6)).astype(object)
+    correct = answers == "a"
+    _, right = accuracy_against_tokens(answers, correct, np.ones((40, 6), int), [[6]] * 40, seed=2)
+    np.testing.assert_array_equal(right[:, 0], cons_at_k(answers, correct, 6, seed=2))
+
+
+def test_stopping_when_the_vote_is_certain_saves_tokens_and_no_accuracy():
+    generator = np.random.default_rng(4)
+    answers = generator.choice(["a", "b", "c"], p=[0.9, 0.07, 0.03], size=(200, 16)).astype(object)
+    correct, lengths = answers == "a", generator.integers(20, 60, size=(200, 16))
+    stops = [samples_until_decided, samples_until_likely, len]
+    used = [[stop(row) for stop in stops] for row in answers]
+    tokens, right = accuracy_against_tokens(answers, correct, lengths, used)
+    certain, likely, full = tokens.mean(axis=0)
+    np.testing.assert_array_equal(right[:, 0], right[:, 2])
+    assert likely < 0.45 * full < certain < 0.75 * full
+    assert right[:, 1].mean() > right[:, 2].mean() - 0.05
+
+
+def test_accuracy_against_tokens_refuses_what_does_not_fit():
+    answers, correct, lengths = [["1", "1"]], [[True, True]], [[3, 3]]
+    with pytest.raises(ValueError, match="used: must be between 0 and the 2 samples"):
+        accuracy_against_tokens(answers, correct, lengths, [[3]])
+    with pytest.raises(ValueError, match=r"used: shape \(1,\) must be \[1 problems, points\]"):
+        accuracy_against_tokens(answers, correct, lengths, [1])
+    with pytest.raises(ValueError, match="lengths: shape"):
+        accuracy_against_tokens(answers, correct, [3, 3], [[1]])
+    with pytest.raises(ValueError, match="both right and wrong"):
+        accuracy_against_tokens(answers, [[True, False]], lengths, [[1]])
 
 
 # intervals
