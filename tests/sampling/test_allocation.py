@@ -103,7 +103,7 @@ def test_apportion_meets_shares_that_whole_counts_can_meet(counts):
 
 @pytest.mark.parametrize("allocate", [by_policy, apportion])
 def test_allocations_accept_rounded_rows_and_refuse_what_is_no_distribution(allocate):
-    assert allocate(np.array([[0.1] * 10], np.float32), 3).shape == (1, 3)
+    assert allocate([[0.3331, 0.3331, 0.3331]], 3).shape == (1, 3)
     for row in ([0.5, 0.4], [1.2, -0.2], [math.nan, 1.0]):
         with pytest.raises(ValueError, match="probabilities: each row"):
             allocate([row], 3)
@@ -239,6 +239,15 @@ def test_agreement_by_hand():
     index = Scripted([0, 0, 0])
     by_agreement(np.full((1, 1, 3), None), 3, index, np.zeros((1, 2)))
     assert index.wins[2] == [0] and index.losses[2] == [2]
+
+
+def test_ties_of_the_leading_answer_are_a_problems_own():
+    """a of tag 0 against b of tag 1, in 40 problems."""
+    votes = np.broadcast_to(np.array([["a", "a"], ["b", "b"]], object), (40, 2, 2))
+    index = Scripted([0, 1, 0] * 40)
+    by_agreement(votes, 3, index, np.zeros((2, 2)))
+    after_two = index.wins[2::3]
+    assert [1, 0] in after_two and [0, 1] in after_two
 
 
 def test_agreement_draws_the_tag_that_leads_right_or_wrong():

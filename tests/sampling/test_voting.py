@@ -63,6 +63,16 @@ def test_sums_that_are_equal_but_for_rounding_tie():
     assert {vote(["a", "b"], [1.0, 1.0 + 1e-9], seed) for seed in range(50)} == {"b"}
 
 
+def test_a_tie_by_rounding_does_not_depend_on_the_order():
+    """Summed from left to right, a tiny weight is lost beside 1 and counts beside its like."""
+    tiny = [2.0**-54] * 8
+    assert sum([1.0, *tiny]) == 1.0 < sum([*tiny, 1.0])
+    edge = (1 + 2.0**-52) / (1 - 1e-12)  # the least total that still ties lies between the two
+    assert 1.0 < edge * (1 - 1e-12) <= sum([*tiny, 1.0])
+    for weights in ([1.0, *tiny, edge], [*tiny, 1.0, edge]):
+        assert {vote(["a"] * 9 + ["b"], weights, seed) for seed in range(50)} == {"a", "b"}
+
+
 @quick
 @given(BALLOTS, SEEDS)
 def test_vote_is_the_argmax_of_the_summed_weights(ballots, seed):
@@ -137,6 +147,10 @@ def test_best_of_n_draws_among_the_best_samples():
     chosen = [best_of_n(["b", "a", "b", "c"], [1, 1, 1, 0], seed) for seed in range(900)]
     assert set(chosen) == {"a", "b"}
     assert 543 < chosen.count("b") < 657  # 600, 4 standard deviations
+
+
+def test_scores_that_differ_a_little_do_not_tie():
+    assert {best_of_n(["a", "b"], [0.5, 0.5 + 1e-15], seed) for seed in range(50)} == {"b"}
 
 
 def test_best_of_n_refuses_scores_that_are_none():
