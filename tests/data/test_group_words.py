@@ -18,7 +18,7 @@ from reasoning.data.tasks.group_words import (
     split_steps,
 )
 
-ORDERS = {"S3": 6, "S4": 24, "S5": 120, "A5": 60}
+ORDERS = {"S3": 6, "S4": 24, "S5": 120, "A5": 60, **{f"C{n}": n for n in range(2, 13)}}
 GROUPS = pytest.mark.parametrize("group", DEGREES)
 TASK = GroupWords("S3", length=4)
 WORD = (3, 1, 4, 2)  # left: 3 1 = 5 5 4 = 2 2 2 = 0
@@ -44,7 +44,30 @@ def test_tables_are_those_of_a_group(group):
         assert (np.sort(lines, axis=1) == np.arange(order)).all()
     a, b, c = np.random.default_rng(0).integers(0, order, (3, 5000))
     np.testing.assert_array_equal(table[table[a, b], c], table[a, table[b, c]])
-    assert (table != table.T).any()  # the order of the operands matters
+    assert (table != table.T).any() == (group[0] != "C")  # whether the order of operands matters
+
+
+@pytest.mark.parametrize("order", range(2, 13))
+def test_cyclic_groups_are_rotations(order):
+    """By brute force: all permutations that keep the circle of points, but do not mirror it."""
+    points = range(order)
+    rotations = [tuple((i + shift) % order for i in points) for shift in points]
+    if order <= 7:
+        neighbours = {(i, (i + 1) % order) for i in points}
+        rotations = [p for p in itertools.permutations(points)
+                     if {(p[a], p[b]) for a, b in neighbours} == neighbours]
+    assert list(elements(f"C{order}")) == sorted(rotations)
+    table = multiplication_table(f"C{order}")
+    assert all(table[a][b] == (a + b) % order for a in points for b in points)
+
+
+def test_a_product_in_a_cyclic_group_is_the_sum():
+    task = GroupWords("C6", length=4)
+    steps = {strategy: task.trace((5, 4, 0, 3), strategy).steps for strategy in ("left", "tree")}
+    assert steps == {"left": "5 4 = 3 3 0 = 3 3 3 = 0", "tree": "5 4 = 3 0 3 = 3 3 3 = 0"}
+    for index in range(50):
+        word = task.sample(0, index)
+        assert task.verify(word, str(sum(word) % 6)).correct
 
 
 def test_the_elements_of_a5_are_the_even_permutations_of_s5():
@@ -157,9 +180,10 @@ def test_check_trace_follows_operands_that_stand_in_several_places():
     assert TASK.check_trace(word, None, "3 1 = 5 5 3 = 1 5 4 = 2") < 1.0  # not both
 
 
-def test_check_trace_is_exact_for_words_of_32_elements():
-    task = GroupWords("S3", length=32)
-    for index in range(20):
+@pytest.mark.parametrize(("group", "length"), [("S3", 32), ("C6", 32), ("C2", 20), ("C3", 24)])
+def test_check_trace_is_exact_for_long_words(group, length):
+    task = GroupWords(group, length)
+    for index in range(10):
         word = task.sample(0, index)
         traces = [task.trace(word, fold) for fold in FOLDS]
         traces.append(Trace(*parse_completion(task.practice(word, random.Random(index)))))
@@ -207,7 +231,10 @@ def test_two_elements_leave_only_one_fold():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"group": "S6"}, "group='S6': must be one of S3, S4, S5, A5."),
+        ({"group": "S6"}, "group='S6': must be one of S3, S4, S5, A5, C2, C3, C4, C5, C6, C7, C8, "
+                          "C9, C10, C11, C12."),
+        ({"group": "C1"}, "group='C1': must be one of S3, S4, S5, A5, C2, C3, C4, C5, C6, C7, C8, "
+                          "C9, C10, C11, C12."),
         ({"length": 1}, "length=1: a product needs at least 2 elements."),
     ],
 )

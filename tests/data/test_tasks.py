@@ -1,11 +1,12 @@
 """What every registered task keeps: exact traces, honest shares, splits that share no instance."""
 
 import collections
+import inspect
 import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasoning.data.tasks import TASKS, make_task
@@ -21,6 +22,8 @@ from reasoning.data.tasks.countdown import Countdown
 from reasoning.data.tasks.group_words import GroupWords
 
 EVERY_TASK = pytest.mark.parametrize("name", TASKS)
+# Each step does one thing, and every strategy finds the answer.
+STEPWISE = ("group_words", "group_words_c6", "expressions", "circuits", "squaring")
 COUNT = 60
 
 
@@ -86,6 +89,26 @@ def test_a_corrupted_step_lowers_the_share(name):
             corrupted = " ".join((*words[:place], wrong, *words[place + 1 :]))
             assert task.check_trace(problem, strategy, corrupted) < 1.0
             assert task.check_trace(problem, None, corrupted) < 1.0
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_changed_word_is_found(name, data):
+    """In no place of any trace does another word count as right."""
+    task = make_task(name)
+    problem = task.sample(1, data.draw(st.integers(0, 1000)))
+    strategy = data.draw(st.sampled_from(task.strategies[1:]))  # the first is `direct`
+    words = task.trace(problem, strategy).steps.split()
+    place = data.draw(st.integers(0, len(words) - 1))
+    numbers = [str(number) for number in range(task.max_number + 2)]
+    is_number = words[place].isdecimal()
+    others = numbers if is_number else [*task.words, *numbers, "answers", "0x1", "\u0663"]
+    other = data.draw(st.sampled_from([word for word in others if word != words[place]]))
+    changed = " ".join((*words[:place], other, *words[place + 1 :]))
+    assert task.check_trace(problem, strategy, changed) < 1.0
+    if is_number:
+        assert task.check_trace(problem, None, changed) < 1.0
 
 
 @EVERY_TASK
@@ -235,7 +258,7 @@ def test_make_task_refuses_in_one_sentence(name, arguments, message):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_an_argument_of_none_keeps_the_preset(name):
-    every = ("size", "largest", "target", "tries", "limit", "group", "length")
+    every = {field for build, _ in TASKS.values() for field in inspect.signature(build).parameters}
     task = make_task(name, **dict.fromkeys(every))
     assert vars(task) == vars(make_task(name))
 
@@ -247,7 +270,13 @@ def test_an_argument_of_none_does_not_hide_another():
 
 def test_presets_differ_and_arguments_change_them():
     orders = [make_task(name).max_number + 1 for name in TASKS if name.startswith("group_words")]
-    assert orders == [6, 24, 120, 60]
+    assert orders == [6, 24, 120, 60, 6]
+    assert make_task("expressions").max_number + 1 == 7
+    assert make_task("expressions6").max_number + 1 == 11
+    assert len(make_task("circuits").sample(0, 0).gates) == 6
+    assert len(make_task("circuits10").sample(0, 0).gates) == 10
+    assert make_task("squaring").primes == [19, 23, 31, 43, 47]
+    assert make_task("squaring_127").sample(0, 0).prime == 127
     assert len(make_task("countdown4").sample(0, 0).numbers) == 4
     assert len(make_task("group_words_a5", length=3).sample(0, 0)) == 3
 

@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from reasoning.data.tasks.base import Task
+from reasoning.data.tasks.circuits import Circuits
 from reasoning.data.tasks.countdown import Countdown
+from reasoning.data.tasks.expressions import Expressions
 from reasoning.data.tasks.group_words import GroupWords
+from reasoning.data.tasks.squaring import Squaring
 
 # name -> (class, arguments)
 TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
@@ -16,6 +19,13 @@ TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
     "group_words_s4": (GroupWords, {"group": "S4"}),
     "group_words_s5": (GroupWords, {"group": "S5"}),
     "group_words_a5": (GroupWords, {"group": "A5"}),
+    "group_words_c6": (GroupWords, {"group": "C6"}),
+    "expressions": (Expressions, {}),
+    "expressions6": (Expressions, {"modulus": 11, "operations": 6}),
+    "circuits": (Circuits, {}),
+    "circuits10": (Circuits, {"inputs": 4, "gates": 10}),
+    "squaring": (Squaring, {}),
+    "squaring_127": (Squaring, {"smallest": 127, "largest": 127}),
 }
 
 

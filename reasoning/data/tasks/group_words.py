@@ -12,8 +12,9 @@ No step can be skipped, so writing the steps is what makes it easy. Five strateg
     left     "3 1 = 5 5 4 = 2 2 2 = 0 answer 0"
 
 The elements are the permutations of the points 0, 1, ... in lexicographic order of their images
-(in A5 the even ones alone), numbered from 0, the identity. Words act from left to right: `a b = c`
-says that a and then b is c, c(i) = b(a(i)).
+(in A5 the even ones alone, in Cn the rotations of n points), numbered from 0, the identity. Words
+act from left to right: `a b = c` says that a and then b is c, c(i) = b(a(i)). In Cn that is the sum
+of a and b modulo n.
 """
 
 import functools
@@ -29,18 +30,30 @@ from reasoning.data.tasks.base import (
     hashed_stream,
     strategy_completions,
 )
+from reasoning.data.tasks.steps import (
+    NUMBER,
+    check_strategy,
+    count_dots,
+    longest_opening,
+    share_of_opening,
+    valid_steps,
+    verify_number,
+)
 
 Word = tuple[int, ...]  # a problem: the elements in the order of the prompt
 Places = Iterable[int]  # a way to reduce a word: where the next two neighbours are multiplied
 
-DEGREES = {"S3": 3, "S4": 4, "S5": 5, "A5": 5}  # group -> how many points it permutes
-MAX_READINGS = 1000  # bounds the work of `check_trace`: it is exact up to about 32 elements
+# group -> how many points it permutes
+DEGREES = {"S3": 3, "S4": 4, "S5": 5, "A5": 5, **{f"C{n}": n for n in range(2, 13)}}
 
 
 @functools.cache
 def elements(group: str) -> tuple[tuple[int, ...], ...]:
     """The permutations of a group as tuples of images; an element's number is its index."""
-    permutations = itertools.permutations(range(DEGREES[group]))
+    points = range(DEGREES[group])
+    if group.startswith("C"):
+        return tuple((*points[shift:], *points[:shift]) for shift in points)
+    permutations = itertools.permutations(points)
     return tuple(p for p in permutations if group.startswith("S") or _is_even(p))
 
 
@@ -77,7 +90,8 @@ class GroupWords:
     """The word problem of a group (`reasoning.data.tasks.base.Task`).
 
     Args:
-      group: S3 (6 elements), S4 (24), S5 (120) or A5 (60, the smallest that is not solvable).
+      group: S3 (6 elements), S4 (24), S5 (120), A5 (60, the smallest that is not solvable), or C2
+        to C12 (cyclic: the order of the elements does not matter).
       length: how many elements a word has.
     """
 
@@ -128,26 +142,20 @@ class GroupWords:
 
     def verify(self, problem: Word, answer: str | None) -> Verdict:
         """The answer must be the number of the product, written as in the prompt."""
-        if not answer:
-            return Verdict(False, "no_answer")
-        if re.fullmatch(_NUMBER, answer) is None or int(answer) > self.max_number:
-            return Verdict(False, "malformed")
-        correct = int(answer) == self._product(problem)
-        return Verdict(correct, "correct" if correct else "wrong_value")
+        return verify_number(answer, self._product(problem), self.max_number)
 
     def check_trace(self, problem: Word, strategy: str | None, steps: str) -> float:
         """Share of steps that are true products of two neighbours in the word as reduced so far.
 
         With a strategy, a step must be the one that the strategy takes at that place. Nothing and
         dots are right for the strategies `direct` and `filler`, and earn 0 without a strategy.
+        Without, it is exact up to about 32 elements (24 in C2 and C3): beyond, a valid step may be
+        missed where the same neighbours stand in very many places.
         """
         written = split_steps(steps)
         if strategy is None:
-            return sum(self._valid_steps(problem, written)) / max(len(written), 1)
-        expected = self._steps(problem, strategy)
-        if not written:
-            return float(not expected)
-        return sum(text == step for text, step in zip(written, expected)) / len(written)
+            return sum(valid_steps(problem, written, self._apply)) / max(len(written), 1)
+        return share_of_opening(written, self._steps(problem, strategy))
 
     def recognise(self, problem: Word, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.
@@ -158,21 +166,14 @@ class GroupWords:
         written = split_steps(steps)
         if not written:
             return "direct"
-        dots = sum(1 for _ in itertools.takewhile(lambda text: text == ".", written))
         shared = {name: _shared_opening(problem, fold, written) for name, fold in FOLDS.items()}
-        shared["filler"] = dots
-        best = max(shared.values())
-        winners = [strategy for strategy, length in shared.items() if length == best]
-        return winners[0] if best > 0 and len(winners) == 1 else None
+        return longest_opening({**shared, "filler": count_dots(written)})
 
     def _product(self, problem: Word) -> int:
         return functools.reduce(lambda a, b: self._table[a][b], problem)
 
     def _steps(self, problem: Word, strategy: str) -> list[str]:
-        if strategy not in self.strategies:
-            raise ValueError(
-                f"strategy={strategy!r}: group_words has {', '.join(self.strategies)}."
-            )
+        check_strategy(self, strategy)
         if strategy in FOLDS:
             return self._reduce(problem, FOLDS[strategy](len(problem)))
         return ["."] * (len(problem) - 1) if strategy == "filler" else []
@@ -186,18 +187,6 @@ class GroupWords:
             steps.append(f"{a} {b} = {self._table[a][b]}")
         return steps
 
-    def _valid_steps(self, problem: Word, written: list[str]) -> list[bool]:
-        """For each step, whether it applies to the word left by the valid ones before it."""
-        # The same two neighbours may stand in several places: follow each word that may be left.
-        readings = {problem}
-        valid = []
-        for text in written:
-            after = itertools.chain.from_iterable(self._apply(word, text) for word in readings)
-            reached = set(after)
-            valid.append(bool(reached))
-            readings = set(itertools.islice(reached, MAX_READINGS)) or readings
-        return valid
-
     def _apply(self, word: Word, text: str) -> Iterator[Word]:
         """The words that the step may leave: one for each place where its operands stand."""
         match = _STEP.fullmatch(text)
@@ -209,8 +198,7 @@ class GroupWords:
                 yield (*word[:place], product, *word[place + 2 :])
 
 
-_NUMBER = r"0|[1-9][0-9]{0,2}"  # ASCII digits only, and few: the text may be anything
-_STEP = re.compile(rf"({_NUMBER}) ({_NUMBER}) = ({_NUMBER})")
+_STEP = re.compile(rf"({NUMBER}) ({NUMBER}) = ({NUMBER})")
 
 
 def split_steps(steps: str) -> list[str]:
