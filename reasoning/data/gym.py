@@ -46,7 +46,20 @@ INSTRUCTIONS = {
     "group_words": (
         "Multiply the permutations from left to right. They are those of the group {group}, "
         "numbered from 0 in lexicographic order of their images; `a b` means first a, then b. "
-        "Answer with the number of the product and nothing else."
+        "(Cn is the rotations of n points.) Answer with the number of the product and nothing else."
+    ),
+    "expressions": (
+        "Calculate modulo {modulus}. Answer with the value, a number from 0 to {max_number}, and "
+        "nothing else."
+    ),
+    "circuits": (
+        "Evaluate the Boolean circuit. Its inputs come first, as `2 = 1`, then its gates, as "
+        "`7 xor 2 5`: gate 7 is the xor of 2 and 5. Answer with the value of the last gate, 0 or "
+        "1, and nothing else."
+    ),
+    "squaring": (
+        "Calculate the power modulo the prime; `7 ^ 2 ^ 5` is 7 squared 5 times. Answer with a "
+        "number below the prime and nothing else."
     ),
 }
 

@@ -55,7 +55,7 @@ def test_every_strategy_writes_exact_traces(name):
         solved[strategy] += 1
         assert task.verify(problem, trace.answer).correct
         assert task.check_trace(problem, strategy, trace.steps) == 1.0
-        if "=" in trace.steps:  # nothing and dots show no operation
+        if not set(trace.steps) <= {".", " "}:  # nothing and dots show no operation
             assert task.check_trace(problem, None, trace.steps) == 1.0
     assert set(solved) == set(make_task(name).strategies)
 
