@@ -8,7 +8,7 @@ from reasoning.data.tasks.steps import (
     MAX_READINGS,
     count_dots,
     longest_opening,
-    share_of_opening,
+    share_as_expected,
     valid_steps,
     verify_number,
 )
@@ -49,13 +49,13 @@ def test_only_the_expected_number_is_correct(expected, other, text):
     assert verify_number(text, expected, 999).correct == (text == str(expected))
 
 
-def test_share_of_opening():
-    assert share_of_opening([], []) == 1.0
-    assert share_of_opening([], ["a"]) == 0.0
-    assert share_of_opening(["a"], []) == 0.0
-    assert share_of_opening(["a"], ["a", "b"]) == 1.0
-    assert share_of_opening(["a", "c", "b"], ["a", "b"]) == pytest.approx(1 / 3)
-    assert share_of_opening(["x", "b"], ["a", "b"]) == 0.5  # at its place, whatever came before
+def test_share_as_expected():
+    assert share_as_expected([], []) == 1.0
+    assert share_as_expected([], ["a"]) == 0.0
+    assert share_as_expected(["a"], []) == 0.0
+    assert share_as_expected(["a"], ["a", "b"]) == 1.0
+    assert share_as_expected(["a", "c", "b"], ["a", "b"]) == pytest.approx(1 / 3)
+    assert share_as_expected(["x", "b"], ["a", "b"]) == 0.5  # at its place, whatever came before
 
 
 def remove(state, text):

@@ -37,7 +37,7 @@ from reasoning.data.tasks.steps import (
     check_strategy,
     count_dots,
     longest_opening,
-    share_of_opening,
+    share_as_expected,
     verify_number,
 )
 
@@ -255,7 +255,7 @@ class Circuits:
         """
         written = split_steps(steps)
         if strategy is not None:
-            return share_of_opening(written, self._steps(problem, strategy))
+            return share_as_expected(written, self._steps(problem, strategy))
         evaluation, num_valid = _Evaluation(problem), 0
         moves = evaluation.moves()
         texts = _texts(problem, moves)

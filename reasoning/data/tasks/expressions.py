@@ -33,7 +33,7 @@ from reasoning.data.tasks.steps import (
     check_strategy,
     count_dots,
     longest_opening,
-    share_of_opening,
+    share_as_expected,
     valid_steps,
     verify_number,
 )
@@ -44,6 +44,7 @@ Form = Callable[[Expression, Places, Sequence[str]], str]  # how a step writes t
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 HOLE = "?"  # a number that is not known (yet)
+MAX_DRAWS = 1000  # how often `sample` draws numbers for a shape before it takes another shape
 
 
 def open_places(expression: Expression) -> list[int]:
@@ -109,17 +110,19 @@ class Expressions:
     def sample(self, seed: int, index: int) -> Expression:
         """An expression of random shape, from chains to balanced ones, and random operators.
 
-        A value is drawn, and then numbers until they have it: every value is equally likely,
-        whatever the shape and the operators are.
+        Shape, operators and a value are drawn, then numbers until they have the value. So, up to
+        the rare shapes that no drawn numbers bring to it, every value is equally likely whatever
+        the operators are.
         """
         rng = random.Random(f"expressions/{seed}/{index}")
-        shape = _random_shape(self.operations, rng)
-        value = rng.randrange(self.modulus)
         while True:
-            numbers = (str(rng.randrange(self.modulus)) for _ in range(self.operations + 1))
-            problem = tuple(next(numbers) if word == HOLE else word for word in shape)
-            if self._value(problem) == value:
-                return problem
+            shape = _random_shape(self.operations, rng)
+            value = rng.randrange(self.modulus)
+            for _ in range(MAX_DRAWS):
+                numbers = (str(rng.randrange(self.modulus)) for _ in range(self.operations + 1))
+                problem = tuple(next(numbers) if word == HOLE else word for word in shape)
+                if self._value(problem) == value:
+                    return problem
 
     def stream(self, split: Split, seed: int) -> Iterator[Expression]:
         """The endless stream of a split's problems, in the order of their index."""
@@ -168,7 +171,7 @@ class Expressions:
         written = split_steps(steps)
         if strategy is None:
             return sum(valid_steps(problem, written, self._after)) / max(len(written), 1)
-        return share_of_opening(written, self._steps(problem, strategy))
+        return share_as_expected(written, self._steps(problem, strategy))
 
     def recognise(self, problem: Expression, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.
@@ -254,7 +257,8 @@ def _places_done(expression: Expression, words: Sequence[str]) -> list[int]:
     """The open places that a round has as one word each."""
     done: list[int] = []
     for place in open_places(expression):
-        if words[place - 4 * len(done) :][:1] != ["("]:
+        here = place - 4 * len(done)  # each that is done is shorter by four words
+        if words[here : here + 1] != ["("]:
             done.append(place)
     return done
 

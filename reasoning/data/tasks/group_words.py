@@ -35,7 +35,7 @@ from reasoning.data.tasks.steps import (
     check_strategy,
     count_dots,
     longest_opening,
-    share_of_opening,
+    share_as_expected,
     valid_steps,
     verify_number,
 )
@@ -155,7 +155,7 @@ class GroupWords:
         written = split_steps(steps)
         if strategy is None:
             return sum(valid_steps(problem, written, self._apply)) / max(len(written), 1)
-        return share_of_opening(written, self._steps(problem, strategy))
+        return share_as_expected(written, self._steps(problem, strategy))
 
     def recognise(self, problem: Word, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.

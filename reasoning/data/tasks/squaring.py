@@ -38,7 +38,7 @@ from reasoning.data.tasks.steps import (
     check_strategy,
     count_dots,
     longest_opening,
-    share_of_opening,
+    share_as_expected,
     verify_number,
 )
 
@@ -181,7 +181,7 @@ class Squaring:
         written = split_steps(steps)
         if strategy is None:
             return _count_valid(problem, written) / max(len(written), 1)
-        return share_of_opening(written, self._steps(problem, strategy))
+        return share_as_expected(written, self._steps(problem, strategy))
 
     def recognise(self, problem: Power, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.

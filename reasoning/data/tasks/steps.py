@@ -1,7 +1,7 @@
 """Judging steps: what the tasks share whose answer is a number and whose traces are lists of steps.
 
     written = ["3 1 = 5", "5 4 = 2"]                  # how a task cuts a trace is its own business
-    share_of_opening(written, ["3 1 = 5", "5 2 = 0"])        # 0.5
+    share_as_expected(written, ["3 1 = 5", "5 2 = 0"])       # 0.5
     longest_opening({"left": 2, "right": 0, "tree": 1})      # "left"
 """
 
@@ -34,7 +34,7 @@ def check_strategy(task: Task, strategy: str) -> None:
         raise ValueError(f"strategy={strategy!r}: {task.name} has {', '.join(task.strategies)}.")
 
 
-def share_of_opening(written: Sequence[str], expected: Sequence[str]) -> float:
+def share_as_expected(written: Sequence[str], expected: Sequence[str]) -> float:
     """Share of the written steps that are the expected ones at their place; none of none is 1."""
     if not written:
         return float(not expected)
