@@ -233,7 +233,7 @@ class Circuits:
         return strategy_completions(self, problem)
 
     def practice(self, problem: Circuit, rng: random.Random) -> str:
-        """Gates in random order until the last one is known, at times after some because needed."""
+        """Gates in random order until the last one is known; half of the time, needs as well."""
         evaluation, moves = _Evaluation(problem), []
         says_needs = rng.random() < 0.5
         while not evaluation.done:
