@@ -9,6 +9,9 @@ from reasoning.data.tasks.circuits import Circuits
 from reasoning.data.tasks.countdown import Countdown
 from reasoning.data.tasks.expressions import Expressions
 from reasoning.data.tasks.group_words import GroupWords
+from reasoning.data.tasks.knights import Knights
+from reasoning.data.tasks.multiplication import Multiplication
+from reasoning.data.tasks.paths import Paths
 from reasoning.data.tasks.squaring import Squaring
 
 # name -> (class, arguments)
@@ -26,6 +29,11 @@ TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
     "circuits10": (Circuits, {"inputs": 4, "gates": 10}),
     "squaring": (Squaring, {}),
     "squaring_127": (Squaring, {"smallest": 127, "largest": 127}),
+    "multiplication": (Multiplication, {}),
+    "multiplication3": (Multiplication, {"digits": 3}),
+    "paths": (Paths, {}),
+    "knights": (Knights, {}),
+    "knights4": (Knights, {"people": 4}),
 }
 
 

@@ -1,0 +1,357 @@
+"""Knights and knaves: who tells the truth, where knights always do and knaves never.
+
+Each person says one thing: that another is of a kind, or two such things of any people joined by
+`and`, `or`, `iff`. A statement fits a knight if it is true and a knave if it is false. Exactly one
+assignment of kinds fits all statements; the answer gives it in the order of the people.
+
+    prompt     "A : B is knave , B : A is knave and C is knight , C : A is knight iff B is knave :"
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import operator
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from reasoning.data.tasks.base import (
+    Split,
+    Trace,
+    Verdict,
+    hashed_stream,
+    strategy_completions,
+)
+from reasoning.data.tasks.moves import (
+    SEPARATOR,
+    first,
+    longest_opening,
+    share_as_expected,
+    share_of_valid,
+    split_steps,
+    walk,
+)
+
+NAMES = "ABCDE"
+KINDS = {"knight": True, "knave": False}
+CONNECTIVES: dict[str, Callable[[bool, bool], bool]] = {
+    "and": operator.and_,
+    "or": operator.or_,
+    "iff": operator.eq,
+}
+MAX_DRAWS = 10_000  # bounds the search of `sample` for statements with one solution
+Fact = tuple[int, bool]  # a person, by number, and whether that is a knight
+
+
+class Statement(NamedTuple):
+    """That one person is of a kind, or two such facts joined by a connective."""
+
+    facts: tuple[Fact, ...]
+    connective: str | None = None
+
+    def true(self, kinds: Mapping[int, bool]) -> bool:
+        """Whether it is true of the kinds of those it mentions."""
+        values = [kinds[person] == knight for person, knight in self.facts]
+        return CONNECTIVES[self.connective](*values) if self.connective else values[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class KnightsProblem:
+    """What each person says, in the order of the people."""
+
+    statements: tuple[Statement, ...]
+
+    @property
+    def people(self) -> range:
+        """The numbers of the people."""
+        return range(len(self.statements))
+
+    def about(self, speaker: int) -> set[int]:
+        """Whose kinds decide whether the speaker's statement fits."""
+        return {speaker, *(person for person, _ in self.statements[speaker].facts)}
+
+    def fits(self, speaker: int, kinds: Mapping[int, bool]) -> bool:
+        """Whether the speaker's statement fits: a knight's is true, a knave's is false."""
+        return self.statements[speaker].true(kinds) == kinds[speaker]
+
+    def fitting(self, speaker: int, known: Mapping[int, bool]) -> list[dict[int, bool]]:
+        """The kinds with which the speaker's statement fits, as far as they are not known."""
+        unknown = sorted(self.about(speaker) - known.keys())
+        cases = (dict(zip(unknown, kinds)) for kinds in _assignments(len(unknown)))
+        return [case for case in cases if self.fits(speaker, {**known, **case})]
+
+    def solutions(self) -> list[tuple[bool, ...]]:
+        """The kinds of all people with which every statement fits."""
+        return [
+            kinds for kinds in _assignments(len(self.statements))
+            if all(self.fits(speaker, dict(enumerate(kinds))) for speaker in self.people)
+        ]
+
+
+def _assignments(count: int) -> Iterator[tuple[bool, ...]]:
+    """All kinds of so many people: knights first, the last person's kind changes fastest."""
+    return itertools.product((True, False), repeat=count)
+
+
+def _kind(knight: bool) -> str:
+    return "knight" if knight else "knave"
+
+
+def _facts(facts: Iterable[Fact]) -> str:
+    """`A knight B knave`."""
+    return " ".join(f"{NAMES[person]} {_kind(knight)}" for person, knight in facts)
+
+
+def _checks(problem: KnightsProblem, speakers: Iterable[int], kinds: Mapping[int, bool]) -> str:
+    """`A yes B no`: whether the speakers' statements fit, up to the first that does not."""
+    words = []
+    for speaker in speakers:
+        fits = problem.fits(speaker, kinds)
+        words += [NAMES[speaker], "yes" if fits else "no"]
+        if not fits:
+            break
+    return " ".join(words)
+
+
+# How far the strategies have come, and their moves: every valid step, the strategy's own first.
+
+
+class Table(NamedTuple):
+    """The assignments that are left to try."""
+
+    left: tuple[tuple[bool, ...], ...]
+
+    def moves(self, problem: KnightsProblem) -> Iterator[tuple[str, "Table"]]:
+        """Any assignment that is left, with its checks; the last move is one that fits."""
+        for i, kinds in enumerate(self.left):
+            checks = _checks(problem, problem.people, dict(enumerate(kinds)))
+            after = (*self.left[:i], *self.left[i + 1 :]) if checks.endswith("no") else ()
+            yield f"{' '.join(map(_kind, kinds))} {checks}", Table(after)
+
+
+class Known(NamedTuple):
+    """What is known.
+
+    Attributes:
+      facts: in the order in which they were written.
+      assumed: the places of those facts that are assumptions.
+      clash: whether a statement was found that can no longer fit.
+    """
+
+    facts: tuple[Fact, ...] = ()
+    assumed: tuple[int, ...] = ()
+    clash: bool = False
+
+    def moves(self, problem: KnightsProblem) -> Iterator[tuple[str, "Known"]]:
+        """Flip the last assumption after a clash; else what follows, or else any assumption."""
+        if self.clash:
+            *assumed, place = self.assumed
+            person, knight = self.facts[place]
+            fact = (person, not knight)
+            yield f"flip {_facts([fact])}", Known((*self.facts[:place], fact), tuple(assumed))
+            return
+        found = False
+        for text, after in itertools.chain(self._clashes(problem), self._derivations(problem)):
+            found = True
+            yield text, after
+        for person, knight in itertools.product(problem.people, (True, False)):
+            if not found and person not in dict(self.facts):
+                facts = (*self.facts, (person, knight))
+                text = f"assume {_facts([(person, knight)])}"
+                yield text, Known(facts, (*self.assumed, len(self.facts)))
+
+    def _clashes(self, problem: KnightsProblem) -> Iterator[tuple[str, "Known"]]:
+        for speaker in problem.people:
+            if not problem.fitting(speaker, dict(self.facts)):
+                yield f"{NAMES[speaker]} no", self._replace(clash=True)
+
+    def _derivations(self, problem: KnightsProblem) -> Iterator[tuple[str, "Known"]]:
+        known = dict(self.facts)
+        for speaker in problem.people:
+            fitting = problem.fitting(speaker, known)
+            for person in sorted(problem.about(speaker) - known.keys()):
+                kinds = {case[person] for case in fitting}
+                if len(kinds) == 1:
+                    fact = (person, *kinds)
+                    text = f"{NAMES[speaker]} so {_facts([fact])}"
+                    yield text, self._replace(facts=(*self.facts, fact))
+
+
+class Cases(NamedTuple):
+    """The cases that are not closed.
+
+    Attributes:
+      left: each with whether it is written, so that it is to be split, or is still to be.
+    """
+
+    left: tuple[tuple[tuple[Fact, ...], bool], ...] = (((), True),)
+
+    def moves(self, problem: KnightsProblem) -> Iterator[tuple[str, "Cases"]]:
+        """Write a case, or split one by any other person and write the first part."""
+        for i, (case, written) in enumerate(self.left):
+            before, behind = self.left[:i], self.left[i + 1 :]
+            if not written:
+                yield _open(problem, case, before, behind)
+                continue
+            for person in _by_mentions(problem):
+                if person not in dict(case):
+                    for knight in (True, False):
+                        other = ((*case, (person, not knight)), False)
+                        yield _open(problem, (*case, (person, knight)), before, (other, *behind))
+
+
+def _open(
+    problem: KnightsProblem, case: tuple[Fact, ...], before: tuple, behind: tuple
+) -> tuple[str, Cases]:
+    """Write a case, and the first statement that can no longer fit in it."""
+    text, kinds = f"case {_facts(case)}", dict(case)
+    for speaker in problem.people:
+        if not problem.fitting(speaker, kinds):
+            return f"{text} {NAMES[speaker]} no", Cases((*before, *behind))
+    complete = len(case) == len(problem.statements)
+    return text, Cases(() if complete else (*before, (case, True), *behind))
+
+
+@functools.lru_cache(maxsize=1000)
+def _by_mentions(problem: KnightsProblem) -> tuple[int, ...]:
+    """The people, those first that the statements mention most often."""
+    mentions = collections.Counter(
+        person for statement in problem.statements for person, _ in statement.facts
+    )
+    return tuple(sorted(problem.people, key=lambda person: -mentions[person]))
+
+
+class Knights:
+    """The task of knights and knaves (`reasoning.data.tasks.base.Task`).
+
+    Args:
+      people: how many there are.
+    """
+
+    name = "knights"
+    strategies = ("table", "propagate", "cases", "direct")
+    num_traces = len(strategies)
+    max_number = 0  # its texts contain no numbers
+
+    def __init__(self, people: int = 3) -> None:
+        if not 2 <= people <= len(NAMES):
+            raise ValueError(f"people={people}: must lie in 2..{len(NAMES)}.")
+        self.people = people
+        self.words = (
+            *NAMES[:people], *KINDS, *CONNECTIVES, "is", ":", ",", "yes", "no", "assume", "so",
+            "flip", "case", "answer",
+        )
+
+    def sample(self, seed: int, index: int) -> KnightsProblem:
+        """Statements drawn uniformly by their form, and again until one assignment fits them all.
+
+        Raises:
+          ValueError: there is none such in very many draws.
+        """
+        rng = random.Random(f"knights/{seed}/{index}")
+        for _ in range(MAX_DRAWS):
+            problem = KnightsProblem(tuple(self._statement(s, rng) for s in range(self.people)))
+            if len(problem.solutions()) == 1:
+                return problem
+        raise ValueError(f"people={self.people}: no {MAX_DRAWS} problems drawn has one solution.")
+
+    def _statement(self, speaker: int, rng: random.Random) -> Statement:
+        """One fact about another person, or a connective and facts about any two people."""
+        connective = rng.choice((None, *CONNECTIVES))
+        if connective is None:
+            others = [person for person in range(self.people) if person != speaker]
+            mentioned = [rng.choice(others)]
+        else:
+            mentioned = rng.sample(range(self.people), 2)
+        facts = tuple((person, rng.random() < 0.5) for person in mentioned)
+        return Statement(facts, connective)
+
+    def stream(self, split: Split, seed: int) -> Iterator[KnightsProblem]:
+        """The endless stream of a split's problems, in the order of their index."""
+        return hashed_stream(self, split, seed)
+
+    def key(self, problem: KnightsProblem) -> str:
+        """The statements, whichever of its two facts each names first."""
+        statements = (Statement(tuple(sorted(s.facts)), s.connective) for s in problem.statements)
+        return self.prompt(KnightsProblem(tuple(statements)))
+
+    def prompt(self, problem: KnightsProblem) -> str:
+        """`A : B is knave , B : A is knave and B is knight :`."""
+        said = []
+        for speaker, statement in zip(NAMES, problem.statements):
+            facts = (f"{NAMES[person]} is {_kind(knight)}" for person, knight in statement.facts)
+            said.append(f"{speaker} : {f' {statement.connective} '.join(facts)}")
+        return f"{SEPARATOR.join(said)} :"
+
+    def trace(self, problem: KnightsProblem, strategy: str) -> Trace:
+        """What `strategy` writes; every strategy finds the solution."""
+        steps = SEPARATOR.join(self._steps(problem, strategy))
+        return Trace(steps, self._answer(problem))
+
+    def completions(self, problem: KnightsProblem) -> list[str]:
+        """The distinct traces of the strategies that solve it, sorted."""
+        return strategy_completions(self, problem)
+
+    def practice(self, problem: KnightsProblem, rng: random.Random) -> str:
+        """One of the strategies with its steps in random order."""
+        start = rng.choice(list(STARTS.values()))(problem)
+        steps = (text for text, _ in walk(start, lambda page: page.moves(problem), rng.choice))
+        return Trace(SEPARATOR.join(steps), self._answer(problem)).completion
+
+    def verify(self, problem: KnightsProblem, answer: str | None) -> Verdict:
+        """The answer must be the kinds of all people, in their order, that fit all statements."""
+        if not answer:
+            return Verdict(False, "no_answer")
+        words = answer.split(" ", maxsplit=self.people)
+        if len(words) != self.people or not KINDS.keys() >= set(words):
+            return Verdict(False, "malformed")
+        kinds = {person: KINDS[word] for person, word in enumerate(words)}
+        correct = all(problem.fits(speaker, kinds) for speaker in problem.people)
+        return Verdict(correct, "correct" if correct else "wrong_value")
+
+    def check_trace(self, problem: KnightsProblem, strategy: str | None, steps: str) -> float:
+        """Share of steps that are exact and go on with what the first one begins.
+
+        Assignments, splits of cases, what follows and assumptions may come in any order. With a
+        strategy, a step must be the one that the strategy takes at that place. Nothing is right
+        for the strategy `direct`, and earns 0 without a strategy.
+        """
+        written = split_steps(steps)
+        if strategy is not None:
+            return share_as_expected(written, self._steps(problem, strategy))
+        starts = [start(problem) for start in STARTS.values()]
+        return share_of_valid(written, starts, lambda page: page.moves(problem))
+
+    def recognise(self, problem: KnightsProblem, steps: str) -> str | None:
+        """The one strategy that shares the longest opening with the steps, checks aside."""
+        if not steps:
+            return "direct"
+        expected = {strategy: self._steps(problem, strategy) for strategy in self.strategies}
+        return longest_opening(split_steps(steps), expected, _choice)
+
+    def _answer(self, problem: KnightsProblem) -> str:
+        return " ".join(map(_kind, problem.solutions()[0]))
+
+    def _steps(self, problem: KnightsProblem, strategy: str) -> Iterator[str]:
+        if strategy not in self.strategies:
+            raise ValueError(
+                f"strategy={strategy!r}: {self.name} has {', '.join(self.strategies)}."
+            )
+        if strategy == "direct":
+            return iter(())
+        found = walk(STARTS[strategy](problem), lambda page: page.moves(problem), first)
+        return (text for text, _ in found)
+
+
+STARTS: dict[str, Callable[[KnightsProblem], Table | Known | Cases]] = {
+    "table": lambda problem: Table(tuple(_assignments(len(problem.statements)))),
+    "propagate": lambda problem: Known(),
+    "cases": lambda problem: Cases(),
+}
+
+
+def _choice(step: str) -> str:
+    """A step without its result: the checks, or the kind of a person behind `so`."""
+    return re.sub(r"( [A-E] (yes|no))+$|(?<= so [A-E]) \S+$", "", step)

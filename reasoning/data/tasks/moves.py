@@ -1,0 +1,90 @@
+"""Tasks whose traces are steps joined by ` , `, and whose valid steps can be listed at any point.
+
+A page is how far a calculation has come: any hashable value. `moves(page)` gives each step that is
+valid there, with the page after it; no move is left where the calculation is done:
+
+    def moves(page):
+        yield "3 * 7 = 1 2", page_with_the_product
+
+From it come the check of a trace that keeps to no strategy (`share_of_valid`), and by `walk` the
+practice in random order and the strategies that take the first move.
+"""
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+SEPARATOR = " , "
+Page = TypeVar("Page", bound=Hashable)
+Moves = Callable[[Page], Iterable[tuple[str, Page]]]
+
+
+def split_steps(steps: str) -> list[str]:
+    """Cut a trace into its steps; an empty trace has none."""
+    return steps.split(SEPARATOR) if steps else []
+
+
+def share_of_valid(written: list[str], starts: Iterable[Page], moves: Moves[Page]) -> float:
+    """Share of steps that are moves from the page left by the valid ones before them.
+
+    The same text may be several moves: each page that may be left is followed.
+    """
+    after = _merged(starts, moves)
+    valid = 0
+    for text in written:
+        if text in after:
+            valid += 1
+            after = _merged(after[text], moves)
+    return valid / max(len(written), 1)
+
+
+def _merged(pages: Iterable[Page], moves: Moves[Page]) -> dict[str, set[Page]]:
+    """The pages after each move from any of the given ones."""
+    after: dict[str, set[Page]] = {}
+    for page in pages:
+        for text, next_page in moves(page):
+            after.setdefault(text, set()).add(next_page)
+    return after
+
+
+def share_as_expected(written: list[str], expected: Iterable[str]) -> float:
+    """Share of steps that are the strategy's own at their place; it may have none to write."""
+    opening = list(itertools.islice(expected, max(len(written), 1)))
+    if not written:
+        return float(not opening)
+    return sum(text == step for text, step in zip(written, opening)) / len(written)
+
+
+def walk(
+    start: Page, moves: Moves[Page], choose: Callable[[list[tuple[str, Page]]], tuple[str, Page]]
+) -> Iterator[tuple[str, Page]]:
+    """The moves that are chosen, until none is left: each with the page after it."""
+    page = start
+    while options := list(moves(page)):
+        text, page = choose(options)
+        yield text, page
+
+
+def first(options: list[tuple[str, Page]]) -> tuple[str, Page]:
+    """Choose the first move: where moves come in a strategy's order, its own."""
+    return options[0]
+
+
+def longest_opening(
+    written: list[str], expected: Mapping[str, Iterable[str]], choice: Callable[[str], str]
+) -> str | None:
+    """The one strategy whose steps share the longest opening with those written, else None.
+
+    Args:
+      written: the trace's steps.
+      expected: each strategy's steps.
+      choice: what is compared of a step: what it does, without its result. A wrong result is a
+        wrong calculation, not another strategy.
+    """
+    shared = {}
+    for strategy, steps in expected.items():
+        same = (choice(text) == choice(step) for text, step in zip(written, steps))
+        shared[strategy] = sum(itertools.takewhile(bool, same))
+    best = max(shared.values())
+    winners = [strategy for strategy, length in shared.items() if length == best]
+    return winners[0] if best > 0 and len(winners) == 1 else None

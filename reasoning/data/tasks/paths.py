@@ -1,0 +1,342 @@
+"""Paths: a shortest path between two nodes of a small undirected graph.
+
+Three strategies search from another end or in another order, and the answer may be any of the
+shortest paths:
+
+    prompt    "0 3 , 5 2 , 3 5 , 1 7 , 2 7 , 3 6 from 2 to 6 :"
+    breadth   breadth first from the start: behind each node its neighbours that are new; then
+              back along the nodes under which the goal and its forerunners were found
+              2 : 5 7 , 5 : 3 , 7 : 1 , 3 : 0 6 , 6 from 3 , 3 from 5 , 5 from 2
+    backward  the same from the goal
+              6 : 3 , 3 : 0 5 , 0 : none , 5 : 2 , 2 to 5 , 5 to 3 , 3 to 6
+    depth     depth first by iterative deepening: the paths of one node, two nodes, ...; `yes` where
+              one step more reaches the goal, `no` where the search must go back
+              2 no , 2 5 no , 2 7 no , 2 5 3 yes
+    direct    the answer alone: 2 5 3 6
+
+Neighbours come in ascending order. A path that ends before the depth of the round, since all its
+last node's neighbours are on it, is tried in every round. `depth` gives up after some tries; the
+others always find a path. A plain depth-first search finds one too, but nothing that it has
+written says whether it is a shortest; the rounds do.
+"""
+
+import collections
+import dataclasses
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from reasoning.data.tasks.base import (
+    Split,
+    Trace,
+    Verdict,
+    hashed_stream,
+    strategy_completions,
+)
+from reasoning.data.tasks.moves import (
+    SEPARATOR,
+    first,
+    longest_opening,
+    share_as_expected,
+    share_of_valid,
+    split_steps,
+    walk,
+)
+
+Edge = tuple[int, int]
+Graph = Mapping[int, Sequence[int]]  # the neighbours of each node, in ascending order
+Found = Iterator[tuple[str, "Level | Round"]]  # a search: each step, and how far it is then
+SEARCHES = ("breadth", "backward", "depth")
+MAX_NODES = 20
+MAX_DRAWS = 1000  # bounds the search of `sample` for a graph
+MAX_TRIES = 100  # of a round of `depth`: bounds the work of `check_trace`
+
+
+@dataclasses.dataclass(frozen=True)
+class PathProblem:
+    """The edges, in the order and direction shown, and the nodes; some path joins them."""
+
+    edges: tuple[Edge, ...]
+    start: int
+    goal: int
+
+    @property
+    def graph(self) -> Graph:
+        """The neighbours of each node that has an edge."""
+        neighbours = collections.defaultdict(set)
+        for a, b in self.edges:
+            neighbours[a].add(b)
+            neighbours[b].add(a)
+        return {node: sorted(found) for node, found in neighbours.items()}
+
+
+def distances(graph: Graph, source: int) -> dict[int, int]:
+    """How many edges each node that can be reached is away from the source."""
+    found = {source: 0}
+    queue = collections.deque([source])
+    while queue:
+        node = queue.popleft()
+        for neighbour in graph.get(node, ()):
+            if neighbour not in found:
+                found[neighbour] = found[node] + 1
+                queue.append(neighbour)
+    return found
+
+
+# The steps as they are written.
+
+
+def _words(nodes: Iterable[int]) -> str:
+    return " ".join(map(str, nodes))
+
+
+def _expansion(node: int, found: Sequence[int]) -> str:
+    return f"{node} : {_words(found) or 'none'}"
+
+
+def _link(near: int, far: int, forward: bool) -> str:
+    """A step back, from the far end of a search to the node under which it was found."""
+    return f"{far} {'from' if forward else 'to'} {near}"
+
+
+def _attempt(path: Sequence[int], reaches: bool) -> str:
+    return f"{_words(path)} {'yes' if reaches else 'no'}"
+
+
+def _leaves(graph: Graph, path: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+    """Where a depth-first search goes back that takes paths of at most `size` nodes."""
+    onward = [n for n in graph[path[-1]] if n not in path] if len(path) < size else []
+    if not onward:
+        yield path
+    for node in onward:
+        yield from _leaves(graph, (*path, node), size)
+
+
+class Level(NamedTuple):
+    """How far a breadth-first search has come that takes the nodes of a level in any order.
+
+    Attributes:
+      forward: whether it goes from the start to the goal.
+      parents: (node, the node under which it was found), in the order in which they were found.
+      level: its nodes that are left to expand.
+      below: the nodes found of the next level.
+      path: from the far end back, as far as it is written; the end alone while searching.
+    """
+
+    forward: bool
+    parents: tuple[Edge, ...]
+    level: tuple[int, ...]
+    below: tuple[int, ...]
+    path: tuple[int, ...]
+
+
+class Round(NamedTuple):
+    """How far iterative deepening has come that takes the paths of a round in any order.
+
+    Attributes:
+      size: the most nodes that a path has in this round.
+      left: the paths that are left to try.
+      path: the one that reaches the goal, once it is found.
+    """
+
+    size: int
+    left: tuple[tuple[int, ...], ...]
+    path: tuple[int, ...] = ()
+
+
+def _start(problem: PathProblem, strategy: str) -> Level | Round:
+    """Where a search begins whose strategy takes the first of the moves."""
+    start, goal = problem.start, problem.goal
+    if strategy == "depth":
+        return Round(1, ((start,),))
+    near, far = (start, goal) if strategy == "breadth" else (goal, start)
+    return Level(strategy == "breadth", ((near, near),), (near,), (), (far,))
+
+
+def _moves(problem: PathProblem, page: Level | Round) -> Iterator[tuple[str, Level | Round]]:
+    """Every valid step of the search that was begun."""
+    return _level_moves(problem, page) if isinstance(page, Level) else _round_moves(problem, page)
+
+
+def _level_moves(problem: PathProblem, page: Level) -> Iterator[tuple[str, Level]]:
+    graph, parents = problem.graph, dict(page.parents)
+    if page.path[0] in parents:  # the far end is found
+        parent = parents[page.path[-1]]
+        if parent != page.path[-1]:
+            text = _link(parent, page.path[-1], page.forward)
+            yield text, page._replace(path=(*page.path, parent))
+        return
+    for node in page.level:
+        found = [n for n in graph[node] if n not in parents]
+        level, below = tuple(n for n in page.level if n != node), (*page.below, *found)
+        yield _expansion(node, found), page._replace(
+            parents=(*page.parents, *((n, node) for n in found)),
+            level=level or below,
+            below=below if level else (),
+        )
+
+
+def _round_moves(problem: PathProblem, page: Round) -> Iterator[tuple[str, Round]]:
+    graph = problem.graph
+    for path in page.left:
+        reaches = problem.goal in graph[path[-1]]
+        after = page._replace(left=tuple(p for p in page.left if p != path))
+        if reaches:
+            after = Round(page.size, (), (*path, problem.goal))
+        elif not after.left:
+            deeper = _leaves(graph, (problem.start,), page.size + 1)
+            after = Round(page.size + 1, tuple(itertools.islice(deeper, MAX_TRIES)))
+        yield _attempt(path, reaches), after
+
+
+class Paths:
+    """The task of shortest paths (`reasoning.data.tasks.base.Task`).
+
+    Args:
+      nodes: a graph has so many, numbered from 0; some may have no edge.
+      edges: how many there are.
+      tries: how many paths the strategy `depth` may try before it gives up.
+    """
+
+    name = "paths"
+    strategies = (*SEARCHES, "direct")
+    num_traces = len(strategies)
+    words = (":", ",", "from", "to", "none", "yes", "no", "answer")
+
+    def __init__(self, nodes: int = 8, edges: int = 10, tries: int = 8) -> None:
+        if not 3 <= nodes <= MAX_NODES:
+            raise ValueError(f"nodes={nodes}: must lie in 3..{MAX_NODES}.")
+        most = nodes * (nodes - 1) // 2 - 1  # with one more, every two nodes have an edge
+        if not 2 <= edges <= most:
+            raise ValueError(f"edges={edges}: must lie in 2..{most} for nodes={nodes}.")
+        if not 1 <= tries <= MAX_TRIES:
+            raise ValueError(f"tries={tries}: must lie in 1..{MAX_TRIES}.")
+        self.nodes, self.edges, self.tries = nodes, edges, tries
+        self.max_number = nodes - 1
+
+    def sample(self, seed: int, index: int) -> PathProblem:
+        """Edges drawn uniformly; then a distance of those in the graph, and nodes so far apart.
+
+        Raises:
+          ValueError: no graph has nodes that are joined, but by no edge.
+        """
+        rng = random.Random(f"paths/{seed}/{index}")
+        pairs = list(itertools.combinations(range(self.nodes), 2))
+        for _ in range(MAX_DRAWS):
+            edges = (rng.sample(pair, 2) for pair in rng.sample(pairs, self.edges))
+            problem = PathProblem(tuple((a, b) for a, b in edges), 0, 0)
+            apart = collections.defaultdict(list)
+            for start in range(self.nodes):
+                for goal, distance in distances(problem.graph, start).items():
+                    apart[distance].append((start, goal))
+            if far := [nodes for distance, nodes in sorted(apart.items()) if distance > 1]:
+                start, goal = rng.choice(rng.choice(far))
+                return dataclasses.replace(problem, start=start, goal=goal)
+        raise ValueError(
+            f"nodes={self.nodes}, edges={self.edges}: no path of two edges or more in any of "
+            f"{MAX_DRAWS} graphs drawn; change the number of edges."
+        )
+
+    def stream(self, split: Split, seed: int) -> Iterator[PathProblem]:
+        """The endless stream of a split's problems, in the order of their index."""
+        return hashed_stream(self, split, seed)
+
+    def key(self, problem: PathProblem) -> str:
+        """The sorted edges and the two nodes: order and direction shown make no other instance."""
+        edges = sorted((min(edge), max(edge)) for edge in problem.edges)
+        return f"{edges} {problem.start} {problem.goal}"
+
+    def prompt(self, problem: PathProblem) -> str:
+        """`0 3 , 5 2 , 3 5 from 2 to 0 :`."""
+        edges = SEPARATOR.join(map(_words, problem.edges))
+        return f"{edges} from {problem.start} to {problem.goal} :"
+
+    def trace(self, problem: PathProblem, strategy: str) -> Trace | None:
+        """The strategy's search; None if `depth` runs out of tries."""
+        if strategy == "direct":
+            return Trace("", self.trace(problem, "breadth").answer)
+        return self._trace(strategy, self._search(problem, strategy, first))
+
+    def completions(self, problem: PathProblem) -> list[str]:
+        """The distinct traces of the strategies that solve it, sorted."""
+        return strategy_completions(self, problem)
+
+    def practice(self, problem: PathProblem, rng: random.Random) -> str:
+        """One of the searches in random order; none takes more tries than `depth` may."""
+        trace = None
+        while trace is None:
+            strategy = rng.choice(SEARCHES)
+            trace = self._trace(strategy, self._search(problem, strategy, rng.choice))
+        return trace.completion
+
+    def verify(self, problem: PathProblem, answer: str | None) -> Verdict:
+        """The answer must be a shortest path; a path has one spelling, so each is another vote.
+
+        Reasons: `wrong_numbers` for a node that the graph has not, `wrong_equation` for a step
+        where it has no edge, `wrong_value` for a path that is too long or joins other nodes.
+        """
+        if not answer:
+            return Verdict(False, "no_answer")
+        if _PATH.fullmatch(answer) is None:
+            return Verdict(False, "malformed")
+        graph, path = problem.graph, list(map(int, answer.split(" ")))
+        if not graph.keys() >= set(path):
+            return Verdict(False, "wrong_numbers")
+        if any(b not in graph[a] for a, b in itertools.pairwise(path)):
+            return Verdict(False, "wrong_equation")
+        length = distances(graph, problem.start)[problem.goal]
+        correct = (path[0], path[-1], len(path) - 1) == (problem.start, problem.goal, length)
+        return Verdict(correct, "correct" if correct else "wrong_value")
+
+    def check_trace(self, problem: PathProblem, strategy: str | None, steps: str) -> float:
+        """Share of steps that are exact and go on with the search that the first one begins.
+
+        A level's nodes, or a round's paths, may come in any order, and each once. With a strategy,
+        a step must be the one that the strategy takes at that place. Nothing is right for the
+        strategy `direct`, and earns 0 without a strategy.
+        """
+        written = split_steps(steps)
+        if strategy is not None:
+            return share_as_expected(written, self._steps(problem, strategy))
+        starts = [_start(problem, search) for search in SEARCHES]
+        return share_of_valid(written, starts, lambda page: _moves(problem, page))
+
+    def recognise(self, problem: PathProblem, steps: str) -> str | None:
+        """The one strategy that shares the longest opening with the steps.
+
+        Compared are the nodes and paths that are chosen, not what is said to be found there.
+        """
+        if not steps:
+            return "direct"
+        expected = {strategy: self._steps(problem, strategy) for strategy in self.strategies}
+        return longest_opening(split_steps(steps), expected, _choice)
+
+    def _steps(self, problem: PathProblem, strategy: str) -> Iterator[str]:
+        found = () if strategy == "direct" else self._search(problem, strategy)
+        return (text for text, _ in found)
+
+    def _search(self, problem: PathProblem, strategy: str, choose: Callable = first) -> Found:
+        if strategy not in SEARCHES:
+            raise ValueError(
+                f"strategy={strategy!r}: {self.name} has {', '.join(self.strategies)}."
+            )
+        return walk(_start(problem, strategy), lambda page: _moves(problem, page), choose)
+
+    def _trace(self, strategy: str, search: Found) -> Trace | None:
+        """The trace of a search, None if it finds no path within its tries."""
+        found = list(itertools.islice(search, self.tries) if strategy == "depth" else search)
+        page = found[-1][1]
+        path = page.path[::-1] if strategy == "breadth" else page.path
+        return Trace(SEPARATOR.join(text for text, _ in found), _words(path)) if path else None
+
+
+_NODE = r"(?:0|[1-9][0-9]?)"  # ASCII digits, and few: the text may be anything
+_PATH = re.compile(rf"{_NODE}(?: {_NODE})*")
+
+
+def _choice(step: str) -> str:
+    """A step without its result: `2 :` of `2 : 5 7`, `2 5` of `2 5 no`."""
+    node, colon, _ = step.partition(" : ")
+    return node + colon if colon else step.removesuffix(" yes").removesuffix(" no")
