@@ -61,6 +61,21 @@ INSTRUCTIONS = {
         "Calculate the power modulo the prime; `7 ^ 2 ^ 5` is 7 squared 5 times. Answer with a "
         "number below the prime and nothing else."
     ),
+    "multiplication": (
+        "Multiply. Every number is written digit by digit, the least significant first and with "
+        "spaces between them: `7 4` is 47. Answer with the product in the same way and nothing "
+        "else, as in `1 8 0 1` for `3 2 * 7 4 :`."
+    ),
+    "paths": (
+        "Each pair of numbers is an edge of an undirected graph. Find a path between the two nodes "
+        "with as few edges as possible. Answer with its nodes in order and nothing else, as in "
+        "`2 5 3` for `3 5 , 5 2 , 2 7 from 2 to 3 :`."
+    ),
+    "knights": (
+        "Each of {people} people is a knight, whose statement is true, or a knave, whose statement "
+        "is false. Answer with the kind of each person in order and nothing else, as in "
+        "`knave knight` for `A : B is knave , B : A is knave or B is knave :`."
+    ),
 }
 
 

@@ -32,6 +32,7 @@ TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
     "multiplication": (Multiplication, {}),
     "multiplication3": (Multiplication, {"digits": 3}),
     "paths": (Paths, {}),
+    "paths10": (Paths, {"nodes": 10, "edges": 12}),
     "knights": (Knights, {}),
     "knights4": (Knights, {"people": 4}),
 }

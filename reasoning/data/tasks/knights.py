@@ -4,7 +4,20 @@ Each person says one thing: that another is of a kind, or two such things of any
 `and`, `or`, `iff`. A statement fits a knight if it is true and a knave if it is false. Exactly one
 assignment of kinds fits all statements; the answer gives it in the order of the people.
 
-    prompt     "A : B is knave , B : A is knave and C is knight , C : A is knight iff B is knave :"
+    prompt     "A : B is knight and C is knave , B : A is knave , C : B is knight :"
+    table      the assignments in turn, each with its statements up to one that does not fit
+               knight knight knight A no , knight knight knave A yes B no ,
+               knight knave knight A no , knight knave knave A no ,
+               knave knight knight A yes B yes C yes
+    propagate  what follows from one statement and the kinds known so far; else assume that the next
+               person is a knight. Where a statement can no longer fit, the last assumption flips,
+               and what came after it is forgotten
+               assume A knight , A so B knight , B no , flip A knave , B so B knight , A so C knight
+    cases      the people by how often they are mentioned: both kinds of the first, within each both
+               of the next, ...; a case ends where a statement can no longer fit
+               case B knight , case B knight A knight B no , case B knight A knave ,
+               case B knight A knave C knight
+    direct     the answer alone: knave knight knight
 """
 
 import collections
@@ -115,7 +128,7 @@ def _checks(problem: KnightsProblem, speakers: Iterable[int], kinds: Mapping[int
     return " ".join(words)
 
 
-# How far the strategies have come, and their moves: every valid step, the strategy's own first.
+# How far a strategy has come, and its moves: every valid step, with its own choice first.
 
 
 class Table(NamedTuple):
@@ -124,7 +137,7 @@ class Table(NamedTuple):
     left: tuple[tuple[bool, ...], ...]
 
     def moves(self, problem: KnightsProblem) -> Iterator[tuple[str, "Table"]]:
-        """Any assignment that is left, with its checks; the last move is one that fits."""
+        """Any assignment that is left, with its checks; none after one that fits."""
         for i, kinds in enumerate(self.left):
             checks = _checks(problem, problem.people, dict(enumerate(kinds)))
             after = (*self.left[:i], *self.left[i + 1 :]) if checks.endswith("no") else ()

@@ -17,6 +17,7 @@ from typing import TypeVar
 SEPARATOR = " , "
 Page = TypeVar("Page", bound=Hashable)
 Moves = Callable[[Page], Iterable[tuple[str, Page]]]
+Choice = Callable[[list[tuple[str, Page]]], tuple[str, Page]]
 
 
 def split_steps(steps: str) -> list[str]:
@@ -56,7 +57,7 @@ def share_as_expected(written: list[str], expected: Iterable[str]) -> float:
 
 
 def walk(
-    start: Page, moves: Moves[Page], choose: Callable[[list[tuple[str, Page]]], tuple[str, Page]]
+    start: Page, moves: Moves[Page], choose: Choice[Page]
 ) -> Iterator[tuple[str, Page]]:
     """The moves that are chosen, until none is left: each with the page after it."""
     page = start

@@ -25,7 +25,7 @@ import dataclasses
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from reasoning.data.tasks.base import (
@@ -37,6 +37,7 @@ from reasoning.data.tasks.base import (
 )
 from reasoning.data.tasks.moves import (
     SEPARATOR,
+    Choice,
     first,
     longest_opening,
     share_as_expected,
@@ -85,55 +86,52 @@ def distances(graph: Graph, source: int) -> dict[int, int]:
     return found
 
 
-# The steps as they are written.
-
-
 def _words(nodes: Iterable[int]) -> str:
     return " ".join(map(str, nodes))
 
 
-def _expansion(node: int, found: Sequence[int]) -> str:
-    return f"{node} : {_words(found) or 'none'}"
-
-
-def _link(near: int, far: int, forward: bool) -> str:
-    """A step back, from the far end of a search to the node under which it was found."""
-    return f"{far} {'from' if forward else 'to'} {near}"
-
-
-def _attempt(path: Sequence[int], reaches: bool) -> str:
-    return f"{_words(path)} {'yes' if reaches else 'no'}"
-
-
-def _leaves(graph: Graph, path: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
-    """Where a depth-first search goes back that takes paths of at most `size` nodes."""
-    onward = [n for n in graph[path[-1]] if n not in path] if len(path) < size else []
-    if not onward:
-        yield path
-    for node in onward:
-        yield from _leaves(graph, (*path, node), size)
+# How far a search has come, and its moves: every valid step, with the strategy's choice first.
 
 
 class Level(NamedTuple):
-    """How far a breadth-first search has come that takes the nodes of a level in any order.
+    """A breadth-first search, which may take the nodes of a level in any order.
 
     Attributes:
-      forward: whether it goes from the start to the goal.
-      parents: (node, the node under which it was found), in the order in which they were found.
+      near, far: the ends: it goes from one to the other.
+      parents: (node, the node under which it was found) of every node found.
       level: its nodes that are left to expand.
       below: the nodes found of the next level.
       path: from the far end back, as far as it is written; the end alone while searching.
     """
 
-    forward: bool
+    near: int
+    far: int
     parents: tuple[Edge, ...]
     level: tuple[int, ...]
     below: tuple[int, ...]
     path: tuple[int, ...]
 
+    def moves(self, problem: PathProblem) -> Iterator[tuple[str, "Level"]]:
+        """Expand a node of the level; once the far end is found, go back from parent to parent."""
+        graph, parents = problem.graph, dict(self.parents)
+        if self.far in parents:
+            node, parent = self.path[-1], parents[self.path[-1]]
+            if node != self.near:
+                link = "from" if self.far == problem.goal else "to"
+                yield f"{node} {link} {parent}", self._replace(path=(*self.path, parent))
+            return
+        for node in self.level:
+            found = [n for n in graph[node] if n not in parents]
+            level, below = tuple(n for n in self.level if n != node), (*self.below, *found)
+            yield f"{node} : {_words(found) or 'none'}", self._replace(
+                parents=(*self.parents, *((n, node) for n in found)),
+                level=level or below,
+                below=below if level else (),
+            )
+
 
 class Round(NamedTuple):
-    """How far iterative deepening has come that takes the paths of a round in any order.
+    """Iterative deepening, which may take the paths of a round in any order.
 
     Attributes:
       size: the most nodes that a path has in this round.
@@ -145,50 +143,36 @@ class Round(NamedTuple):
     left: tuple[tuple[int, ...], ...]
     path: tuple[int, ...] = ()
 
+    def moves(self, problem: PathProblem) -> Iterator[tuple[str, "Round"]]:
+        """Try a path of the round; after the last one the next round begins."""
+        graph = problem.graph
+        for path in self.left:
+            reaches = problem.goal in graph[path[-1]]
+            after = self._replace(left=tuple(p for p in self.left if p != path))
+            if reaches:
+                after = Round(self.size, (), (*path, problem.goal))
+            elif not after.left:
+                deeper = _leaves(graph, (problem.start,), self.size + 1)
+                after = Round(self.size + 1, tuple(itertools.islice(deeper, MAX_TRIES)))
+            yield f"{_words(path)} {'yes' if reaches else 'no'}", after
+
+
+def _leaves(graph: Graph, path: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+    """Where a depth-first search goes back that takes paths of at most `size` nodes."""
+    onward = [n for n in graph[path[-1]] if n not in path] if len(path) < size else []
+    if not onward:
+        yield path
+    for node in onward:
+        yield from _leaves(graph, (*path, node), size)
+
 
 def _start(problem: PathProblem, strategy: str) -> Level | Round:
-    """Where a search begins whose strategy takes the first of the moves."""
+    """Where the strategy begins."""
     start, goal = problem.start, problem.goal
     if strategy == "depth":
         return Round(1, ((start,),))
     near, far = (start, goal) if strategy == "breadth" else (goal, start)
-    return Level(strategy == "breadth", ((near, near),), (near,), (), (far,))
-
-
-def _moves(problem: PathProblem, page: Level | Round) -> Iterator[tuple[str, Level | Round]]:
-    """Every valid step of the search that was begun."""
-    return _level_moves(problem, page) if isinstance(page, Level) else _round_moves(problem, page)
-
-
-def _level_moves(problem: PathProblem, page: Level) -> Iterator[tuple[str, Level]]:
-    graph, parents = problem.graph, dict(page.parents)
-    if page.path[0] in parents:  # the far end is found
-        parent = parents[page.path[-1]]
-        if parent != page.path[-1]:
-            text = _link(parent, page.path[-1], page.forward)
-            yield text, page._replace(path=(*page.path, parent))
-        return
-    for node in page.level:
-        found = [n for n in graph[node] if n not in parents]
-        level, below = tuple(n for n in page.level if n != node), (*page.below, *found)
-        yield _expansion(node, found), page._replace(
-            parents=(*page.parents, *((n, node) for n in found)),
-            level=level or below,
-            below=below if level else (),
-        )
-
-
-def _round_moves(problem: PathProblem, page: Round) -> Iterator[tuple[str, Round]]:
-    graph = problem.graph
-    for path in page.left:
-        reaches = problem.goal in graph[path[-1]]
-        after = page._replace(left=tuple(p for p in page.left if p != path))
-        if reaches:
-            after = Round(page.size, (), (*path, problem.goal))
-        elif not after.left:
-            deeper = _leaves(graph, (problem.start,), page.size + 1)
-            after = Round(page.size + 1, tuple(itertools.islice(deeper, MAX_TRIES)))
-        yield _attempt(path, reaches), after
+    return Level(near, far, ((near, near),), (near,), (), (far,))
 
 
 class Paths:
@@ -301,7 +285,7 @@ class Paths:
         if strategy is not None:
             return share_as_expected(written, self._steps(problem, strategy))
         starts = [_start(problem, search) for search in SEARCHES]
-        return share_of_valid(written, starts, lambda page: _moves(problem, page))
+        return share_of_valid(written, starts, lambda page: page.moves(problem))
 
     def recognise(self, problem: PathProblem, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.
@@ -317,12 +301,12 @@ class Paths:
         found = () if strategy == "direct" else self._search(problem, strategy)
         return (text for text, _ in found)
 
-    def _search(self, problem: PathProblem, strategy: str, choose: Callable = first) -> Found:
+    def _search(self, problem: PathProblem, strategy: str, choose: Choice = first) -> Found:
         if strategy not in SEARCHES:
             raise ValueError(
                 f"strategy={strategy!r}: {self.name} has {', '.join(self.strategies)}."
             )
-        return walk(_start(problem, strategy), lambda page: _moves(problem, page), choose)
+        return walk(_start(problem, strategy), lambda page: page.moves(problem), choose)
 
     def _trace(self, strategy: str, search: Found) -> Trace | None:
         """The trace of a search, None if it finds no path within its tries."""
