@@ -9,9 +9,9 @@ assignment of kinds fits all statements; the answer gives it in the order of the
                knight knight knight A no , knight knight knave A yes B no ,
                knight knave knight A no , knight knave knave A no ,
                knave knight knight A yes B yes C yes
-    propagate  what follows from one statement and the kinds known so far; else assume that the next
-               person is a knight. Where a statement can no longer fit, the last assumption flips,
-               and what came after it is forgotten
+    propagate  assume that the first person is a knight; then what follows from one statement and
+               the kinds known so far, and if nothing does, the next assumption. Where a statement
+               can no longer fit, the last assumption flips, and what came after it is forgotten
                assume A knight , A so B knight , B no , flip A knave , B so B knight , A so C knight
     cases      the people by how often they are mentioned: both kinds of the first, within each both
                of the next, ...; a case ends where a statement can no longer fit
@@ -26,7 +26,6 @@ import functools
 import itertools
 import operator
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -157,22 +156,26 @@ class Known(NamedTuple):
     clash: bool = False
 
     def moves(self, problem: KnightsProblem) -> Iterator[tuple[str, "Known"]]:
-        """Flip the last assumption after a clash; else what follows, or else any assumption."""
+        """After a clash flip the last assumption; else what follows, or an assumption if nothing.
+
+        With nothing known, an assumption may come before what follows.
+        """
         if self.clash:
             *assumed, place = self.assumed
             person, knight = self.facts[place]
             fact = (person, not knight)
             yield f"flip {_facts([fact])}", Known((*self.facts[:place], fact), tuple(assumed))
             return
-        found = False
-        for text, after in itertools.chain(self._clashes(problem), self._derivations(problem)):
-            found = True
-            yield text, after
-        for person, knight in itertools.product(problem.people, (True, False)):
-            if not found and person not in dict(self.facts):
-                facts = (*self.facts, (person, knight))
-                text = f"assume {_facts([(person, knight)])}"
-                yield text, Known(facts, (*self.assumed, len(self.facts)))
+        follows = [*self._clashes(problem), *self._derivations(problem)]
+        assumptions = list(self._assumptions(problem))
+        yield from (follows or assumptions) if self.facts else assumptions + follows
+
+    def _assumptions(self, problem: KnightsProblem) -> Iterator[tuple[str, "Known"]]:
+        known = dict(self.facts)
+        for fact in itertools.product(problem.people, (True, False)):
+            if fact[0] not in known:
+                after = Known((*self.facts, fact), (*self.assumed, len(self.facts)))
+                yield f"assume {_facts([fact])}", after
 
     def _clashes(self, problem: KnightsProblem) -> Iterator[tuple[str, "Known"]]:
         for speaker in problem.people:
@@ -361,4 +364,7 @@ STARTS: dict[str, Callable[[KnightsProblem], Table | Known | Cases]] = {
 
 def _choice(step: str) -> str:
     """A step without its result: the checks, or the kind of a person behind `so`."""
-    return re.sub(r"( [A-E] (yes|no))+$|(?<= so [A-E]) \S+$", "", step)
+    words = step.split(" ")
+    while len(words) > 2 and words[-1] in ("yes", "no"):
+        del words[-2:]
+    return " ".join(words[:3] if words[1:2] == ["so"] else words)
