@@ -140,7 +140,7 @@ STRATEGIES: dict[str, Callable[[int, int], Iterable[str]]] = {
 
 
 class Page(NamedTuple):
-    """How far a calculation has come; in any order, it may take the ways of all strategies.
+    """How far a calculation has come that takes its steps in any order.
 
     Attributes:
       way: what is left to do is in `rows`, `columns`, `parts` or a `table`.
