@@ -22,7 +22,6 @@ assignment of kinds fits all statements; the answer gives it in the order of the
 
 import collections
 import dataclasses
-import functools
 import itertools
 import operator
 import random
@@ -115,10 +114,10 @@ def _facts(facts: Iterable[Fact]) -> str:
     return " ".join(f"{NAMES[person]} {_kind(knight)}" for person, knight in facts)
 
 
-def _checks(problem: KnightsProblem, speakers: Iterable[int], kinds: Mapping[int, bool]) -> str:
-    """`A yes B no`: whether the speakers' statements fit, up to the first that does not."""
+def _checks(problem: KnightsProblem, kinds: Mapping[int, bool]) -> str:
+    """`A yes B no`: the statements in turn, up to the first that does not fit."""
     words = []
-    for speaker in speakers:
+    for speaker in problem.people:
         fits = problem.fits(speaker, kinds)
         words += [NAMES[speaker], "yes" if fits else "no"]
         if not fits:
@@ -137,7 +136,7 @@ class Table(NamedTuple):
     def moves(self, problem: KnightsProblem) -> Iterator[tuple[str, "Table"]]:
         """Any assignment that is left, with its checks; none after one that fits."""
         for i, kinds in enumerate(self.left):
-            checks = _checks(problem, problem.people, dict(enumerate(kinds)))
+            checks = _checks(problem, dict(enumerate(kinds)))
             after = (*self.left[:i], *self.left[i + 1 :]) if checks.endswith("no") else ()
             yield f"{' '.join(map(_kind, kinds))} {checks}", Table(after)
 
@@ -229,13 +228,12 @@ def _open(
     return text, Cases(() if complete else (*before, (case, True), *behind))
 
 
-@functools.lru_cache(maxsize=1000)
-def _by_mentions(problem: KnightsProblem) -> tuple[int, ...]:
+def _by_mentions(problem: KnightsProblem) -> list[int]:
     """The people, those first that the statements mention most often."""
     mentions = collections.Counter(
         person for statement in problem.statements for person, _ in statement.facts
     )
-    return tuple(sorted(problem.people, key=lambda person: -mentions[person]))
+    return sorted(problem.people, key=lambda person: -mentions[person])
 
 
 class Knights:
