@@ -29,6 +29,7 @@ from reasoning.data.tasks.base import (
     hashed_stream,
     strategy_completions,
 )
+from reasoning.data.tasks.steps import check_strategy, longest_opening
 
 FORWARD_OPS = ("*", "+", "-")
 MAX_DRAWS = 10_000  # bounds the search of `sample` for a problem that some strategy solves
@@ -322,15 +323,10 @@ class Countdown:
             taken = (_choice(step.text(check)) for step, check, _ in search)
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(written, taken))
             shared[strategy] = sum(1 for _ in same)
-        best = max(shared.values())
-        winners = [strategy for strategy, length in shared.items() if length == best]
-        return winners[0] if best > 0 and len(winners) == 1 else None
+        return longest_opening(shared)
 
     def _search(self, problem: CountdownProblem, strategy: str) -> Iterator[Found]:
-        if strategy not in self.strategies:
-            raise ValueError(
-                f"strategy={strategy!r}: countdown has {', '.join(self.strategies)}."
-            )
+        check_strategy(self, strategy)
         orders = _orders(problem.target)
         if strategy == "backward":
             # Undo with the largest number first; then try x, + and - on the last two.

@@ -38,12 +38,12 @@ from reasoning.data.tasks.base import (
 from reasoning.data.tasks.moves import (
     SEPARATOR,
     first,
-    longest_opening,
-    share_as_expected,
+    followed,
     share_of_valid,
     split_steps,
     walk,
 )
+from reasoning.data.tasks.steps import check_strategy, share_as_expected
 
 NAMES = "ABCDE"
 KINDS = {"knight": True, "knave": False}
@@ -337,16 +337,13 @@ class Knights:
         if not steps:
             return "direct"
         expected = {strategy: self._steps(problem, strategy) for strategy in self.strategies}
-        return longest_opening(split_steps(steps), expected, _choice)
+        return followed(split_steps(steps), expected, _choice)
 
     def _answer(self, problem: KnightsProblem) -> str:
         return " ".join(map(_kind, problem.solutions()[0]))
 
     def _steps(self, problem: KnightsProblem, strategy: str) -> Iterator[str]:
-        if strategy not in self.strategies:
-            raise ValueError(
-                f"strategy={strategy!r}: {self.name} has {', '.join(self.strategies)}."
-            )
+        check_strategy(self, strategy)
         if strategy == "direct":
             return iter(())
         found = walk(STARTS[strategy](problem), lambda page: page.moves(problem), first)

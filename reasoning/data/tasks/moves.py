@@ -14,6 +14,8 @@ import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
+from reasoning.data.tasks.steps import longest_opening
+
 SEPARATOR = " , "
 Page = TypeVar("Page", bound=Hashable)
 Moves = Callable[[Page], Iterable[tuple[str, Page]]]
@@ -48,14 +50,6 @@ def _merged(pages: Iterable[Page], moves: Moves[Page]) -> dict[str, set[Page]]:
     return after
 
 
-def share_as_expected(written: list[str], expected: Iterable[str]) -> float:
-    """Share of steps that are the strategy's own at their place; it may have none to write."""
-    opening = list(itertools.islice(expected, max(len(written), 1)))
-    if not written:
-        return float(not opening)
-    return sum(text == step for text, step in zip(written, opening)) / len(written)
-
-
 def walk(
     start: Page, moves: Moves[Page], choose: Choice[Page]
 ) -> Iterator[tuple[str, Page]]:
@@ -71,7 +65,7 @@ def first(options: list[tuple[str, Page]]) -> tuple[str, Page]:
     return options[0]
 
 
-def longest_opening(
+def followed(
     written: list[str], expected: Mapping[str, Iterable[str]], choice: Callable[[str], str]
 ) -> str | None:
     """The one strategy whose steps share the longest opening with those written, else None.
@@ -86,6 +80,4 @@ def longest_opening(
     for strategy, steps in expected.items():
         same = (choice(text) == choice(step) for text, step in zip(written, steps))
         shared[strategy] = sum(itertools.takewhile(bool, same))
-    best = max(shared.values())
-    winners = [strategy for strategy, length in shared.items() if length == best]
-    return winners[0] if best > 0 and len(winners) == 1 else None
+    return longest_opening(shared)

@@ -36,12 +36,12 @@ from reasoning.data.tasks.base import (
 )
 from reasoning.data.tasks.moves import (
     SEPARATOR,
-    longest_opening,
-    share_as_expected,
+    followed,
     share_of_valid,
     split_steps,
     walk,
 )
+from reasoning.data.tasks.steps import check_strategy, share_as_expected
 
 Factors = tuple[int, int]  # a problem: in the order of the prompt
 MAX_DIGITS = 4  # of a factor: bounds the work of `check_trace`
@@ -301,11 +301,10 @@ class Multiplication:
         if not steps:
             return "direct"
         expected = {strategy: self._steps(problem, strategy) for strategy in self.strategies}
-        return longest_opening(split_steps(steps), expected, _choice)
+        return followed(split_steps(steps), expected, _choice)
 
     def _steps(self, problem: Factors, strategy: str) -> Iterable[str]:
-        if strategy not in STRATEGIES:
-            raise ValueError(f"strategy={strategy!r}: {self.name} has {', '.join(STRATEGIES)}.")
+        check_strategy(self, strategy)
         return STRATEGIES[strategy](*problem)
 
 

@@ -39,12 +39,12 @@ from reasoning.data.tasks.moves import (
     SEPARATOR,
     Choice,
     first,
-    longest_opening,
-    share_as_expected,
+    followed,
     share_of_valid,
     split_steps,
     walk,
 )
+from reasoning.data.tasks.steps import share_as_expected
 
 Edge = tuple[int, int]
 Graph = Mapping[int, Sequence[int]]  # the neighbours of each node, in ascending order
@@ -286,7 +286,7 @@ class Paths:
         if not steps:
             return "direct"
         expected = {strategy: self._steps(problem, strategy) for strategy in self.strategies}
-        return longest_opening(split_steps(steps), expected, _choice)
+        return followed(split_steps(steps), expected, _choice)
 
     def _steps(self, problem: PathProblem, strategy: str) -> Iterator[str]:
         found = () if strategy == "direct" else self._search(problem, strategy)
