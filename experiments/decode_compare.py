@@ -20,7 +20,15 @@ import ml_collections
 import numpy as np
 
 from experiments import launch
-from experiments.sft import Data, Setup, fine_tune, pretrain, set_up, training_data
+from experiments.sft import (
+    Data,
+    Setup,
+    check_rows,
+    fine_tune,
+    pretrain,
+    set_up,
+    training_data,
+)
 from reasoning.data import pipelines
 from reasoning.data.tasks.base import ANSWER
 from reasoning.evaluation import reports
@@ -106,9 +114,11 @@ def make_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
     arm to assign."""
     if not config.compare.named:
         return training_data(setup, config)
-    return Data([], pipelines.named_examples(
+    examples = pipelines.named_examples(
         setup.task, setup.text_format, config.seed, config.finetune.problems
-    ))
+    )
+    check_rows(setup, examples)
+    return Data([], examples)
 
 
 def draw_pool(
@@ -259,9 +269,9 @@ def compare_allocations(
     num_problems, num_tags, _ = pool.votes.shape
     told, flat = pool.correct.astype(float), np.ones((num_tags, 2))
     prior = allocation.beta_prior(validation.correct)
-    in_turn, thompson, ucb1 = (
-        allocation.uniform(num_tags, n), allocation.thompson, allocation.ucb1
-    )
+    thompson, ucb1 = allocation.thompson, allocation.ucb1
+    # Each problem begins with another tag, so that the first sample is not always the same one's.
+    in_turn = (allocation.uniform(num_tags, n) + np.arange(num_problems)[:, None]) % num_tags
     voted = {
         "in turn": in_turn,
         "the policy's own": allocation.apportion(shares, n),
@@ -421,13 +431,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
         check(setup, config)
         return setup
 
-    def identify(setup: Setup) -> object:
-        return setup.text_format.tokenizer.fingerprint, [*map(setup.task.key, setup.test)]
-
-    def work(run: Run, setup: Setup) -> dict[str, Any]:
-        return study(run, setup, make_data(setup, config), config)
-
-    launch.run_study(PROGRAM, config, workdir, build, identify, work, table)
+    launch.run_study(PROGRAM, config, workdir, build, make_data, study, table)
 
 
 if __name__ == "__main__":

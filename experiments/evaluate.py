@@ -185,6 +185,15 @@ def run_protocols(run: Run, setup: Setup, config: ml_collections.ConfigDict) -> 
     return {name: run.phase(name, partial(work, name))[1] for name in protocols}
 
 
+def evaluate(
+    run: Run, setup: Setup, settings: str, config: ml_collections.ConfigDict
+) -> dict[str, Any]:
+    """results.json of a policy; `settings` is their hash."""
+    with use_mesh(setup.mesh):
+        protocols = run_protocols(run, setup, config)
+    return {"problems": setup.task.name, "settings": settings, "protocols": protocols}
+
+
 def table(results: Mapping[str, Any]) -> str:
     """One line per protocol, in percent, with the half-width of the 95% interval of pass@1."""
     headings = ("n", "samples", "pass@1", "pass@k", "cons@k", "G-pass@k", "over-long", "no answer",
@@ -316,16 +325,7 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
         score_completions(Path(_COMPLETIONS.value), config, workdir)
         return
 
-    def work(run: Run, setup: Setup) -> dict[str, Any]:
-        with use_mesh(setup.mesh):
-            protocols = run_protocols(run, setup, config)
-        settings = settings_hash(setup, config)
-        return {"problems": setup.task.name, "settings": settings, "protocols": protocols}
-
-    launch.run_study(
-        PROGRAM, config, workdir, set_up,
-        identify=lambda setup: settings_hash(setup, config), work=work, table=table,
-    )
+    launch.run_study(PROGRAM, config, workdir, set_up, settings_hash, evaluate, table)
 
 
 if __name__ == "__main__":

@@ -132,25 +132,27 @@ def run_study(
     config: ml_collections.ConfigDict,
     workdir: str,
     build: Callable[[ml_collections.ConfigDict], Setup],
-    identify: Callable[[Setup], object],
-    work: Callable[[Run, Setup], dict[str, Any]],
+    make_data: Callable[[Setup, ml_collections.ConfigDict], Data],
+    work: Callable[[Run, Setup, Data, ml_collections.ConfigDict], dict[str, Any]],
     table: Callable[[dict[str, Any]], str],
 ) -> None:
     """Run a study that has a table of its own, in table.txt; a finished one is only reported.
 
     Args:
       build: what the configuration describes; refuses what cannot run (ValueError).
-      identify: what the figures depend on beside the configuration, for the run's fingerprint.
+      make_data: what the study reads, still before anything is written; a resumed run must read
+        the same.
       work: the study itself, in phases of the run; returns results.json.
       table: the results as text.
     """
     setup, results = prepare(program, build, config, workdir)
     if results is None:
         with refusals():
-            read = fingerprint((identify(setup), sources.files(config)))
+            data = make_data(setup, config)
+            read = fingerprint((data, sources.files(config)))
             run = Run(workdir, program, config.to_dict(), read, saving())
         with usable_directory(), run:
-            results = work(run, setup)
+            results = work(run, setup, data, config)
             if jax.process_index() == 0:
                 (run.path / "table.txt").write_text(table(results) + "\n")
                 run.finish(results)

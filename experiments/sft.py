@@ -196,13 +196,18 @@ def training_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
             for phase, examples in make.items()
         }
     )
-    longest = max((example.longest for example in data.pretrain + data.finetune), default=0)
+    check_rows(setup, data.pretrain + data.finetune)
+    return data
+
+
+def check_rows(setup: Setup, examples: Sequence[pipelines.Example]) -> None:
+    """Refuse examples whose rows, padded to multiples of 4, the model cannot read (ValueError)."""
+    longest = pipelines.bucket_lengths(examples, 1)[-1] if examples else 0
     if longest > setup.model.max_length:
         raise ValueError(
-            f"model.max_length={setup.model.max_length}: the longest training row has {longest} "
+            f"model.max_length={setup.model.max_length}: the longest training row takes {longest} "
             f"tokens; raise it to {longest} or more, or choose shorter traces."
         )
-    return data
 
 
 def optimizer_config(

@@ -15,7 +15,7 @@ from experiments.configs import countdown
 TASKS = {
     "S4": ("group_words", {"group": "S4", "length": 6}, ("left", "right", "tree"), 700),
     "multiplication": (
-        "multiplication", {}, ("schoolbook", "columns", "distributive", "peasant"), 900
+        "multiplication", {}, ("schoolbook", "columns", "distributive"), 900
     ),
     "expressions": ("expressions", {}, ("postorder", "levels", "shift_reduce"), 900),
     "countdown": ("countdown", {}, (), 1000),
