@@ -36,7 +36,6 @@ from reasoning.evaluation.estimators import (
     accuracy_against_tokens,
     difference_estimate,
     mean_estimate,
-    runs_estimate,
     voted_accuracy,
 )
 from reasoning.evaluation.paths import Paths, cot_paths, judged_beams
@@ -329,34 +328,13 @@ def one_seed(
     curves = compare_allocations(pool, validation, shares, settings.samples)
     gain = difference_estimate(rows[ACROSS].accuracy, rows[WITHIN].accuracy).as_dict()
     return {
-        "best_tag": best,
+        "best_strategy": setup.task.strategies[best] if config.compare.named else f"tag {best}",
         "per_tag": [mean_estimate(pool.correct[:, t].mean(axis=1)).as_dict()
                     for t in range(num_tags)],
         "methods": {name: entry(row) for name, row in rows.items()},
         "across_less_within": gain,
         "allocation": {name: [entry(each) for each in curve] for name, curve in curves.items()},
     }
-
-
-def over_seeds(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The entries of several seeds as one: their means, with intervals over seeds."""
-    if len(seeds) == 1:
-        return seeds[0]
-
-    def joined(entries: list[Any]) -> Any:
-        first = entries[0]
-        if isinstance(first, Mapping) and "value" in first:
-            estimate = runs_estimate([each["value"] for each in entries]).as_dict()
-            costs = {name: float(np.mean([each[name] for each in entries]))
-                     for name in ("tokens", "samples") if name in first}
-            return {**estimate, **costs}
-        if isinstance(first, Mapping):
-            return {name: joined([each[name] for each in entries]) for name in first}
-        if isinstance(first, list):
-            return [joined(list(each)) for each in zip(*entries, strict=True)]
-        return entries  # which tag was best
-
-    return joined(seeds)
 
 
 def study(
@@ -370,7 +348,8 @@ def study(
         )[1]
         for seed in range(config.seed, config.seed + config.seeds)
     ]
-    results = {"task": setup.task.name, "problems": len(setup.test), **over_seeds(seeds)}
+    joined = seeds[0] if len(seeds) == 1 else reports.figures_over_seeds(seeds)
+    results = {"task": setup.task.name, "problems": len(setup.test), **joined}
     curves = {
         name: ([point["tokens"] for point in curve], curve)
         for name, curve in results["allocation"].items()

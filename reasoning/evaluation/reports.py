@@ -105,6 +105,26 @@ def over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**merged, "seeds": list(results)}
 
 
+def figures_over_seeds(figures: Sequence[Any]) -> Any:
+    """The same figures of two or more seeds as one, whatever holds them.
+
+    Entries with a `value` become its mean over the seeds with an interval; other numbers their
+    mean; what is inside of dicts and lists likewise; anything else the list of all.
+    """
+    first = figures[0]
+    if isinstance(first, Mapping):
+        estimate = {}
+        if "value" in first:
+            estimate = runs_estimate([each["value"] for each in figures]).as_dict()
+        names = [name for name in first if name not in estimate]
+        return {**estimate, **{name: figures_over_seeds([f[name] for f in figures])
+                               for name in names}}
+    if isinstance(first, list):
+        return [figures_over_seeds(each) for each in zip(*figures, strict=True)]
+    is_number = isinstance(first, int | float) and not isinstance(first, bool)
+    return float(np.mean(figures)) if is_number else list(figures)
+
+
 def _of_each(parts: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     """The entry of that name of every seed."""
     for seed, part in enumerate(parts):

@@ -14,6 +14,7 @@ from reasoning.evaluation.reports import (
     COLUMNS,
     accuracy_by_tag,
     completions_table,
+    figures_over_seeds,
     learning_curves,
     over_seeds,
     pass_at_k_curves,
@@ -409,3 +410,15 @@ def test_a_long_completion_keeps_both_ends():
     assert whole.split(maxsplit=3)[:3] == ["1.00", "correct", "2"]
     assert whole.endswith(f"{row['prompt']} {row['completion']}")
     assert len(cut) <= 60 and cut.split()[3] == "1" and ".." in cut and cut.endswith("2 = 3")
+
+
+def test_figures_over_seeds_by_hand():
+    def seed(value, tokens, best):
+        entry = {"value": value, "low": 0.0, "high": 1.0, "n": 40, "tokens": tokens}
+        return {"rows": {"greedy": entry}, "curve": [entry, entry], "best": best}
+
+    both = figures_over_seeds([seed(0.2, 10, "left"), seed(0.4, 20, "tree")])
+    entry = both["rows"]["greedy"]
+    assert entry["value"] == pytest.approx(0.3) and entry["n"] == 2 and entry["tokens"] == 15
+    assert entry["low"] < 0.2 and entry["high"] > 0.4, "two seeds tell little"
+    assert both["curve"] == [entry, entry] and both["best"] == ["left", "tree"]
