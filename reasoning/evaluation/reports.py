@@ -397,3 +397,24 @@ def estimate_curves(
         ax.set_title(title, fontsize=10)
     axes[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def estimate_bars(series: Mapping[str, Mapping[str, Mapping[str, Any]]], xlabel: str) -> Figure:
+    """Shares in percent with their intervals: one row a name, one colour a series."""
+    names = list(dict.fromkeys(name for entries in series.values() for name in entries))
+    figure, (ax,) = _figure(1, width=7, height=0.8 + 0.32 * len(names))
+    height = 0.8 / len(series)
+    for i, (label, colour) in enumerate(_colours(series).items()):
+        entries = [(row, series[label][name]) for row, name in enumerate(names)
+                   if name in series[label]]
+        places = [row + (i - (len(series) - 1) / 2) * height for row, _ in entries]
+        value, low, high = (
+            100 * np.array([entry[end] for _, entry in entries]) for end in ("value", "low", "high")
+        )
+        ax.barh(places, value, 0.9 * height, xerr=[value - low, high - value], label=label,
+                color=colour, ecolor="#444444", capsize=2)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()  # the first name on top
+    ax.set(xlabel=xlabel)
+    ax.legend(frameon=False, fontsize=8)
+    return figure

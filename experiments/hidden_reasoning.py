@@ -1,0 +1,370 @@
+"""A policy that has learned to reason, a decoder that does not show it, and what brings it out.
+
+    python -m experiments.hidden_reasoning --workdir=runs/hidden \
+        --config=experiments/configs/hidden_reasoning.py
+
+1. A policy of 0.1M parameters learns to multiply eight elements of a group from problems of two
+   kinds: a little over half of them with the bare answer, which it cannot find without steps, the
+   others with every step. Nothing in the prompt says which of the two is wanted.
+2. Greedy decoding opens with the likelier kind: the bare answer, a guess.
+3. The other kind is there. Sampling finds it now and then, and a vote over samples prefers it, for
+   guesses do not agree. CoT-decoding (arXiv 2402.10200) goes on from each of the k likeliest first
+   tokens and believes the path whose answer is certain, as long as every one of these tokens is
+   plausible: a token that the policy would hardly write opens a path that is wrong and certain.
+4. Reinforcement learning with the verifier's reward makes the steps the default, and greedy
+   decoding solves the task.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from numpy.typing import ArrayLike
+
+from experiments import launch, sources
+from experiments.rl import Problems, check_rl, reinforce, rl_config, rl_problems
+from experiments.sft import Setup, set_up, train
+from reasoning.data.corpora import Corpus
+from reasoning.data.pipelines import Example, named_examples
+from reasoning.data.tasks.base import parse_completion
+from reasoning.evaluation import reports
+from reasoning.evaluation.estimators import mean_estimate, runs_estimate, wilson_interval
+from reasoning.evaluation.paths import Paths, cot_paths
+from reasoning.evaluation.policies import Judged, sample_and_judge
+from reasoning.runtime.runs import Run
+from reasoning.sampling.filters import Filters
+from reasoning.sampling.voting import best_of_n, vote
+
+PROGRAM = "experiments.hidden_reasoning"
+TAG = 0  # the only one
+Figures = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What the configuration describes."""
+
+    setup: Setup
+    config: ml_collections.ConfigDict
+
+    @functools.cached_property
+    def examples(self) -> list[Example]:
+        """Training problems with one completion each: the bare answer, or the trace."""
+        hidden, count = self.config.hidden, self.config.finetune.problems
+        both = named_examples(
+            self.setup.task, self.setup.text_format, ("direct", hidden.trace), self.config.seed,
+            count,
+        )
+        traced = np.random.default_rng(self.config.seed).random(count) >= hidden.direct_share
+        return [
+            dataclasses.replace(example, traces=(example.traces[int(steps)],))
+            for example, steps in zip(both, traced, strict=True)
+        ]
+
+    @functools.cached_property
+    def problems(self) -> Problems:
+        """The training problems of RL."""
+        return rl_problems(self.setup, self.config.rl, self.config.seed)
+
+
+def build(config: ml_collections.ConfigDict) -> Study:
+    """The study of a configuration.
+
+    Raises:
+      ValueError: what cannot run, in one sentence.
+    """
+    if "hidden" not in config:
+        raise ValueError(
+            "hidden: the configuration has no such section; start from "
+            "--config=experiments/configs/hidden_reasoning.py."
+        )
+    check_hidden(config)
+    setup = set_up(config, ("mixed",))
+    if setup.mesh is not None:
+        raise ValueError("mesh: this study runs on one device; leave config.mesh at ones.")
+    if isinstance(setup.task, Corpus):
+        raise ValueError(
+            f"corpus.name={config.corpus.name}: a corpus has no traces by strategy; leave it out "
+            "and choose a task."
+        )
+    if "direct" not in setup.task.strategies:
+        raise ValueError(
+            f"task.name={config.task.name!r}: has no strategy 'direct'; choose group_words."
+        )
+    if max(config.hidden.branches) > setup.model.vocab_size:
+        raise ValueError(
+            f"hidden.branches={config.hidden.branches}: there are {setup.model.vocab_size} tokens "
+            "to branch over; choose fewer."
+        )
+    check_rl(setup, config, "rl")
+    if rl_config(setup, config.rl).algorithm.on_fork:
+        raise ValueError(
+            f"rl.algorithm={config.rl.algorithm!r}: learns which tag to choose, and here is one; "
+            "choose dr_grpo, or another that trains every token."
+        )
+    return Study(setup, config)
+
+
+def check_hidden(config: ml_collections.ConfigDict) -> None:
+    """Refuse settings outside their range (ValueError)."""
+    hidden = config.hidden
+    for name in ("direct_share", "floor"):
+        if not 0 < hidden[name] < 1:
+            raise ValueError(f"hidden.{name}={hidden[name]}: must be between 0 and 1.")
+    if hidden.samples < 1:
+        raise ValueError(f"hidden.samples={hidden.samples}: must be at least 1.")
+    if not hidden.branches or min(hidden.branches) < 1:
+        raise ValueError(f"hidden.branches={hidden.branches}: give one or more, each at least 1.")
+    if config.pretrain.steps:
+        raise ValueError(
+            f"pretrain.steps={config.pretrain.steps}: this study has no base policy; choose 0."
+        )
+    if config.finetune.steps < 1:
+        raise ValueError(f"finetune.steps={config.finetune.steps}: must be at least 1.")
+    if not config.loss.tag_is_label:
+        raise ValueError("loss.tag_is_label=False: in RL the policy writes the tag; choose True.")
+
+
+def one_seed(run: Run, study: Study, seed: int) -> tuple[None, Figures]:
+    """Learn from the mixture, decode in every way, reinforce, decode again; the seed's figures."""
+    setup, config = study.setup, study.config
+    start = sources.first_params(config, setup.model, launch.run_key(seed, "init"), setup.mesh)
+    learn = partial(
+        train, run, setup, start, study.examples, "finetune", "mixed", config, seed, "mixture"
+    )
+    tuned, learning = run.phase(
+        f"seed{seed}/mixture", learn, like=start, steps=config.finetune.steps
+    )
+    before = decode(run, study, tuned, "fine-tuned", seed)
+    (reinforced,), practising = reinforce(
+        run, setup, [tuned], study.problems, config.rl, "rl", [seed]
+    )
+    after = decode(run, study, reinforced, "after RL", seed)
+    return None, {
+        "policies": {"fine-tuned": before, "after RL": after},
+        "training": {"fine-tuned": learning, "after RL": practising},
+        "seed": seed,
+    }
+
+
+def decode(run: Run, study: Study, params: Any, name: str, seed: int) -> Figures:
+    """What a policy does on the held-out problems, by every way of decoding.
+
+    Returns:
+      `methods`: by method, its `accuracy`, and `reasons`, the share of the completions it believes
+        that write steps before the answer.
+      `branches`: by floor, rule and k, the accuracy of CoT-decoding.
+      `ranks`: the path from the r-th likeliest first token: that token's probability, the gap of
+        its answer, its accuracy, whether it reasons.
+    """
+    policy, test, hidden = study.setup.policy(params), study.setup.test, study.config.hidden
+    key = launch.run_key(seed, "evaluate")
+    run.stop_if_asked()
+    greedy = sample_and_judge(policy, test, np.full(1, TAG), key, Filters(temperature=0.0))
+    sampled = sample_and_judge(policy, test, np.full(hidden.samples, TAG), key, Filters())
+    paths = cot_paths(policy, test, TAG, max(hidden.branches))
+    for way, judged in (("greedy", greedy), ("sampling", sampled), ("paths", paths.judged)):
+        rows = judged.rows(study.setup.task, test)
+        run.log_completions({"seed": seed, "policy": name, "decoding": way, **row} for row in rows)
+
+    floors = {"no floor": 0.0, f"floor {hidden.floor:g}": hidden.floor}
+    widest = max(hidden.branches)
+    return {
+        "methods": {
+            "greedy": of_believed(greedy, np.ones_like(greedy.correct)),
+            "sampling": of_believed(sampled, np.ones_like(sampled.correct)),
+            f"majority of {hidden.samples}": of_believed(sampled, believe_vote(sampled.votes)),
+            f"pass@{hidden.samples}": {"accuracy": estimate(sampled.correct.any(axis=1))},
+            **{
+                f"{rule} of {widest}, {label}": of_believed(paths.judged, believed)
+                for label, floor in floors.items()
+                for rule, believed in believe_paths(paths, widest, floor).items()
+            },
+        },
+        "branches": {
+            label: by_width(paths, hidden.branches, floor) for label, floor in floors.items()
+        },
+        "ranks": by_rank(paths),
+    }
+
+
+def by_width(paths: Paths, widths: Sequence[int], floor: float) -> Figures:
+    """The accuracy of each rule of CoT-decoding with k branches."""
+    accuracy: Figures = {}
+    for k in widths:
+        for rule, believed in believe_paths(paths, k, floor).items():
+            figures = of_believed(paths.judged, believed)
+            accuracy.setdefault(rule, {})[str(k)] = figures["accuracy"]
+    return accuracy
+
+
+def by_rank(paths: Paths) -> Figures:
+    """Each branch on its own, the likeliest first."""
+    values = {
+        "probability": paths.branch_probs,
+        "gap": paths.deltas,
+        "accuracy": paths.judged.correct,
+        "reasons": reasons(paths.judged),
+    }
+    return {
+        str(rank + 1): {name: estimate(value[:, rank]) for name, value in values.items()}
+        for rank in range(paths.deltas.shape[1])
+    }
+
+
+def believe_paths(paths: Paths, k: int, floor: float) -> dict[str, np.ndarray]:
+    """Which of its paths `[P, paths]` each rule of CoT-decoding believes, of the first k.
+
+    Max gap and summed gap are those of arXiv 2402.10200, the others what it compares them with.
+    """
+    votes = paths.likely(floor)
+    votes[:, k:] = None
+    written = paths.judged.lengths - 1  # without the tag, which was given
+    return {
+        "max gap": believe_best(votes, paths.deltas),
+        "summed gap": believe_vote(votes, paths.deltas),
+        "log-prob": believe_best(votes, paths.log_probs),
+        "log-prob per token": believe_best(votes, paths.log_probs / written),
+    }
+
+
+def believe_vote(votes: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """The completions `[P, R]` that gave the answer of the largest weight; none without answers."""
+    winners = [
+        vote(row, None if weights is None else weights[p], seed=p) for p, row in enumerate(votes)
+    ]
+    return np.array(
+        [[answer is not None and answer == winner for answer in row]
+         for row, winner in zip(votes, winners, strict=True)]
+    )
+
+
+def believe_best(votes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The one completion `[P, R]` of the best score that gave an answer; none without answers."""
+    believed = np.zeros(votes.shape, bool)
+    for p, row in enumerate(votes):
+        places = [None if answer is None else str(r) for r, answer in enumerate(row)]
+        best = best_of_n(places, scores[p], seed=p)
+        if best is not None:
+            believed[p, int(best)] = True
+    return believed
+
+
+def reasons(judged: Judged) -> np.ndarray:
+    """Which completions `[P, R]` write anything before the answer."""
+    return np.array(
+        [[bool(parse_completion(text)[0]) for text in row] for row in judged.completions]
+    )
+
+
+def of_believed(judged: Judged, believed: np.ndarray) -> Figures:
+    """Shares of the completions `[P, R]` that are believed, means over problems."""
+    count = np.maximum(believed.sum(axis=1), 1)
+    return {
+        "accuracy": estimate((judged.correct & believed).sum(axis=1) / count),
+        "reasons": estimate((reasons(judged) & believed).sum(axis=1) / count),
+    }
+
+
+def estimate(values: ArrayLike) -> dict[str, Any]:
+    """The mean over problems `[P]`: Wilson's interval where all are 0 or 1, else a bootstrap's."""
+    values = np.asarray(values, np.float64)
+    if np.isin(values, (0, 1)).all():
+        return wilson_interval(int(values.sum()), len(values)).as_dict()
+    return mean_estimate(values).as_dict()
+
+
+def over_seeds(figures: Sequence[Figures]) -> Figures:
+    """Figures of two or more seeds as one: every estimate becomes that over the seeds."""
+    if "value" in figures[0]:
+        return runs_estimate([figure["value"] for figure in figures]).as_dict()
+    return {name: over_seeds([figure[name] for figure in figures]) for name in figures[0]}
+
+
+def work(run: Run, study: Study) -> dict[str, Any]:
+    """Every seed in turn, then the plots; returns results.json."""
+    seeds = range(study.config.seed, study.config.seed + study.config.seeds)
+    each = [
+        run.phase(f"seed{seed}/results", partial(one_seed, run, study, seed))[1] for seed in seeds
+    ]
+    results = each[0]
+    if len(each) > 1:
+        results = {"policies": over_seeds([one["policies"] for one in each]), "seeds": each}
+    if jax.process_index() == 0:
+        sources.save_tokenizer(run.path, study.setup.text_format)
+        plot(run.path, results)
+    return results
+
+
+def plot(path: Path, results: Mapping[str, Any]) -> None:
+    """The plots of a run, into its plots/ folder."""
+    tuned = results["policies"]["fine-tuned"]
+    panels = {
+        label: {
+            rule: ([int(k) for k in by_k], list(by_k.values())) for rule, by_k in rules.items()
+        }
+        for label, rules in tuned["branches"].items()
+    }
+    metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    accuracy = {
+        policy: {name: entry["accuracy"] for name, entry in figures["methods"].items()}
+        for policy, figures in results["policies"].items()
+    }
+    for name, figure in {
+        "methods": reports.estimate_bars(accuracy, "accuracy (%)"),
+        "branches": reports.estimate_curves(panels, "branches k", "accuracy (%)"),
+        "learning_curves": reports.learning_curves(metrics),
+        "reinforcement": reports.reinforcement_curves(metrics),
+    }.items():
+        figure.savefig(path / "plots" / f"{name}.png", dpi=120)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Percent with the half-width of the 95% interval: methods, then CoT-decoding by its width."""
+    policies = results["policies"]
+    lines = [f"{'':34s}" + "".join(f"{name:>28s}" for name in policies)]
+    lines.append(f"{'method':34s}" + f"{'accuracy':>14s}{'reasons':>14s}" * len(policies))
+    for method in policies["fine-tuned"]["methods"]:
+        entries = [figures["methods"][method] for figures in policies.values()]
+        cells = [cell(entry.get(name)) for entry in entries for name in ("accuracy", "reasons")]
+        lines.append(f"{method:34s}" + "".join(f"{text:>14s}" for text in cells))
+    tuned = policies["fine-tuned"]
+    for label, rules in tuned["branches"].items():
+        widths = next(iter(rules.values()))
+        title = f"fine-tuned, {label}, accuracy"
+        lines += ["", f"{title:34s}" + "".join(f"{f'k={k}':>14s}" for k in widths)]
+        for rule, by_k in rules.items():
+            lines.append(f"{rule:34s}" + "".join(f"{cell(entry):>14s}" for entry in by_k.values()))
+    columns = next(iter(tuned["ranks"].values()))
+    title = "fine-tuned, path by first token"
+    lines += ["", f"{title:34s}" + "".join(f"{name:>14s}" for name in columns)]
+    for rank, entry in tuned["ranks"].items():
+        lines.append(f"{rank:34s}" + "".join(f"{cell(entry[name]):>14s}" for name in columns))
+    return "\n".join(lines)
+
+
+def cell(entry: Mapping[str, Any] | None) -> str:
+    """`62.4 ±2.1`, in percent; nothing where there is no figure."""
+    if entry is None:
+        return ""
+    return f"{100 * entry['value']:.1f} ±{50 * (entry['high'] - entry['low']):.1f}"
+
+
+def main(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Run the study, or report a finished one."""
+
+    def identify(study: Study) -> object:
+        return study.setup.text_format.tokenizer.fingerprint, study.examples, study.problems
+
+    launch.run_study(PROGRAM, config, workdir, build, identify, work, table)
+
+
+if __name__ == "__main__":
+    launch.start(main)
