@@ -32,7 +32,7 @@ from experiments import launch, sources
 from experiments.rl import Problems, check_rl, reinforce, rl_config, rl_problems
 from experiments.sft import Setup, set_up, train
 from reasoning.data.corpora import Corpus
-from reasoning.data.pipelines import Example, named_examples
+from reasoning.data.pipelines import Example, bucket_lengths, named_examples
 from reasoning.data.tasks.base import parse_completion
 from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import mean_estimate, runs_estimate, wilson_interval
@@ -56,16 +56,23 @@ class Study:
 
     @functools.cached_property
     def examples(self) -> list[Example]:
-        """Training problems with one completion each: the bare answer, or the trace."""
-        hidden, count = self.config.hidden, self.config.finetune.problems
-        both = named_examples(
-            self.setup.task, self.setup.text_format, ("direct", hidden.trace), self.config.seed,
-            count,
-        )
-        traced = np.random.default_rng(self.config.seed).random(count) >= hidden.direct_share
+        """Training problems with one completion each: the bare answer, or every step.
+
+        Raises:
+          ValueError: a row is longer than the model reads.
+        """
+        setup, seed, count = self.setup, self.config.seed, self.config.finetune.problems
+        both = named_examples(setup.task, setup.text_format, seed, count)
+        longest = bucket_lengths(both, 1)[-1]
+        if longest > setup.model.max_length:
+            raise ValueError(
+                f"model.max_length={setup.model.max_length}: the longest training row takes "
+                f"{longest} tokens; raise it to that."
+            )
+        drawn = np.random.default_rng(seed).random(count)
         return [
             dataclasses.replace(example, traces=(example.traces[int(steps)],))
-            for example, steps in zip(both, traced, strict=True)
+            for example, steps in zip(both, drawn >= self.config.hidden.direct_share, strict=True)
         ]
 
     @functools.cached_property
@@ -94,9 +101,9 @@ def build(config: ml_collections.ConfigDict) -> Study:
             f"corpus.name={config.corpus.name}: a corpus has no traces by strategy; leave it out "
             "and choose a task."
         )
-    if "direct" not in setup.task.strategies:
+    if setup.task.strategies[:1] != ("direct",) or len(setup.task.strategies) != 2:
         raise ValueError(
-            f"task.name={config.task.name!r}: has no strategy 'direct'; choose group_words."
+            f"task.strategies={config.task.strategies}: must be 'direct' and one that writes steps."
         )
     if max(config.hidden.branches) > setup.model.vocab_size:
         raise ValueError(

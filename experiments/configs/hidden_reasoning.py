@@ -14,8 +14,7 @@ PRESETS = ("quick", "full")
 def hidden_settings() -> ml_collections.ConfigDict:
     """What the policy learns from, and how it is decoded."""
     hidden = ml_collections.ConfigDict()
-    hidden.trace = "left"  # the strategy whose steps some of the completions write
-    hidden.direct_share = 0.55  # of the training problems; the rest have the trace
+    hidden.direct_share = 0.58  # of the training problems; the rest have the steps
     hidden.samples = 10  # of a problem at temperature 1, for the vote
     hidden.branches = (2, 3, 4, 6, 10)  # first tokens that CoT-decoding goes on from
     hidden.floor = 0.02  # the least probable first token that the floor lets pass
@@ -30,6 +29,7 @@ def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     config.seeds = 3 if preset == "full" else 1
     config.arm = "mixed"
     config.task.name = "group_words"
+    config.task.strategies = ("direct", "left")  # the two kinds of completion
     config.task.arguments = ml_collections.ConfigDict({"group": "S3", "length": 8})
     config.model.num_layers = 2  # of width 64: 0.13M parameters
     config.model.num_strategies = 1  # every row has it, so that it tells nothing
@@ -37,11 +37,11 @@ def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     config.hidden = hidden_settings()
 
     config.pretrain.steps = 0
-    config.finetune.steps = 1000
-    config.finetune.problems = 64_000
+    config.finetune.steps = 1200
+    config.finetune.problems = 76_800  # each is read once
     config.finetune.rows = 64
     config.finetune.buckets = 1  # every batch is a mixture of both kinds of row
-    config.finetune.learning_rate = 5e-3
+    config.finetune.learning_rate = 3e-3
 
     config.rl.algorithm = "dr_grpo"
     config.rl.steps = 60

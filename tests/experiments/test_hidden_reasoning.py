@@ -21,7 +21,7 @@ def configuration():
     config.model.update(
         d_model=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, d_ff=8, max_length=20
     )
-    config.finetune.update(steps=3, problems=40, rows=8)
+    config.finetune.update(steps=30, problems=200, rows=16, learning_rate=2e-2)
     config.rl.update(
         steps=2, problems=8, prompts=2, samples=2, microbatches=1, validate_every=2,
         validation_samples=2, printed=0,
@@ -177,7 +177,7 @@ def test_results_hold_every_figure_with_its_interval(finished):
         assert figures["ranks"]["1"]["accuracy"] == accuracy
         probabilities = [rank["probability"]["value"] for rank in figures["ranks"].values()]
         assert probabilities == sorted(probabilities, reverse=True)
-    assert results["training"]["fine-tuned"]["steps"] == 3
+    assert results["training"]["fine-tuned"]["steps"] == 30
     assert results["training"]["after RL"]["steps"] == 2
 
 
@@ -212,7 +212,7 @@ def test_a_run_that_was_stopped_before_rl_ends_with_the_same_figures(
     )
     assert first["policies"] == second["policies"]
     for folder in (finished, tmp_path / "run"):
-        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3 + 2 + 2
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 30 + 2 + 2
     capsys.readouterr()
     hidden.main(configuration(), str(tmp_path / "run"))
     printed = capsys.readouterr().out
@@ -227,13 +227,15 @@ def test_a_run_that_was_stopped_before_rl_ends_with_the_same_figures(
         ("hidden.samples", 0, "hidden.samples=0: must be at least 1"),
         ("hidden.branches", (0, 2), "hidden.branches=(0, 2): give one or more"),
         ("hidden.branches", (2, 999), "hidden.branches=(2, 999): there are"),
-        ("hidden.trace", "spiral", "strategy='spiral': group_words has direct"),
+        ("task.strategies", ("direct", "spiral"), "strategy='spiral': task 'group_words' has"),
+        ("task.strategies", ("left", "direct"), "task.strategies=('left', 'direct'): must be"),
+        ("task.strategies", ("direct", "left", "tree"), "task.strategies=('direct', 'left', 'tr"),
         ("pretrain.steps", 5, "pretrain.steps=5: this study has no base policy"),
         ("finetune.steps", 0, "finetune.steps=0: must be at least 1"),
         ("loss.tag_is_label", False, "loss.tag_is_label=False"),
         ("rl.algorithm", "gfpo", "rl.algorithm='gfpo'"),
-        ("mesh.data", 2, "mesh: this study runs on one device"),
-        ("model.max_length", 16, "model.max_length=16"),
+        ("mesh.data", 8, "mesh: this study runs on one device"),
+        ("model.max_length", 16, "model.max_length=16: the longest training row takes 20"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(tmp_path, capsys, setting, value, words):
