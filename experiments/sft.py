@@ -219,6 +219,7 @@ def optimizer_config(
         learning_rate=phase.learning_rate,
         num_steps=max(phase.steps, 1) * updates_per_step,
         warmup_steps=phase.warmup_steps,
+        final_share=phase.final_share,
         weight_decay=phase.weight_decay,
         clip_norm=phase.clip_norm,
         trained=phase.trained,

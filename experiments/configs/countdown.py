@@ -98,6 +98,7 @@ def training_settings() -> ml_collections.ConfigDict:
     training.optimizer = "muon"
     training.learning_rate = 1e-2
     training.warmup_steps = 20
+    training.final_share = 0.1  # of the learning rate, at the end of its cosine decay
     training.weight_decay = 0.01
     training.clip_norm = 1.0
     training.trained = "all"  # or strategies: the strategies' embeddings alone
@@ -142,6 +143,7 @@ def rl_settings() -> ml_collections.ConfigDict:
     rl.optimizer = "adamw"
     rl.learning_rate = 5e-4
     rl.warmup_steps = 5
+    rl.final_share = 0.1
     rl.weight_decay = 0.0
     rl.clip_norm = 1.0
     rl.trained = "all"  # or strategies: the strategies' embeddings alone

@@ -24,7 +24,7 @@ _MATRICES = {
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer with linear warm-up, cosine decay to a tenth, and clipping by global norm.
+    """An optimizer with linear warm-up, cosine decay, and clipping by global norm.
 
     Attributes:
       name: "adamw", or "muon": orthogonalised momentum for the layers' matrices (2502.16982, scaled
@@ -32,6 +32,7 @@ class OptimizerConfig:
       learning_rate: the peak.
       num_steps: length of the schedule.
       warmup_steps: steps from 0 to the peak.
+      final_share: the rate at the end of the decay, as a share of the peak.
       b1, b2: decay of Adam's first and second moments.
       weight_decay: decoupled, on the layers' matrices only.
       clip_norm: largest global norm of the gradient of what is trained.
@@ -45,6 +46,7 @@ class OptimizerConfig:
     learning_rate: float = 3e-3
     num_steps: int = 1000
     warmup_steps: int = 20
+    final_share: float = 0.1
     b1: float = 0.9
     b2: float = 0.98
     weight_decay: float = 0.01
@@ -62,6 +64,8 @@ class OptimizerConfig:
         for name in ("warmup_steps", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be 0 or above.")
+        if not 0 <= self.final_share <= 1:
+            raise ValueError(f"final_share={self.final_share}: must lie in [0, 1].")
 
 
 def _is_matrix(path: tuple) -> bool:
@@ -106,7 +110,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         peak_value=config.learning_rate,
         warmup_steps=config.warmup_steps,
         decay_steps=max(config.num_steps, config.warmup_steps + 1),
-        end_value=config.learning_rate / 10,
+        end_value=config.learning_rate * config.final_share,
     )
     if config.name == "adamw":
         optimizer = optax.adamw(

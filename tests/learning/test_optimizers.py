@@ -23,12 +23,14 @@ def steps_of(optimizer, params, gradient, count):
     return jax.tree.map(np.asarray, run(params))
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_the_rate_warms_up_and_decays_to_a_tenth(name):
+@pytest.mark.parametrize(("name", "share"), [("adamw", 0.1), ("muon", 0.1), ("adamw", 0.0)])
+def test_the_rate_warms_up_and_decays_to_a_share_of_the_peak(name, share):
     # Under a constant gradient the step of Adam is the learning rate. Muon steps its other
     # parameters by NAdam, which looks a step ahead; that fades with the bias correction.
     optimizer = make_optimizer(
-        OptimizerConfig(name=name, learning_rate=0.01, num_steps=40, warmup_steps=10)
+        OptimizerConfig(
+            name=name, learning_rate=0.01, num_steps=40, warmup_steps=10, final_share=share
+        )
     )
     gradient = {"scale": jnp.array([0.3, -0.2])}
     updates = steps_of(optimizer, {"scale": jnp.ones(2)}, gradient, 45)["scale"]
@@ -36,10 +38,10 @@ def test_the_rate_warms_up_and_decays_to_a_tenth(name):
     if name == "muon":
         rates = rates / (0.9 * (1 - 0.9**t) / (1 - 0.9 ** (t + 1)) + 0.1 / (1 - 0.9**t))
     np.testing.assert_allclose(rates[:, 0], rates[:, 1], rtol=1e-4)
-    assert (updates[1:, 0] < 0).all() and (updates[1:, 1] > 0).all()
+    assert (updates[1:40, 0] < 0).all() and (updates[1:40, 1] > 0).all()
     np.testing.assert_allclose(rates[:11, 0], 0.01 * np.arange(11) / 10, rtol=1e-4, atol=1e-9)
-    assert rates[25, 0] == pytest.approx(0.0055, rel=1e-3)  # half-way down
-    np.testing.assert_allclose(rates[40:, 0], 0.001, rtol=1e-3)
+    assert rates[25, 0] == pytest.approx(0.005 * (1 + share), rel=1e-3)  # half-way down
+    np.testing.assert_allclose(rates[40:, 0], 0.01 * share, rtol=1e-3, atol=1e-9)
     assert rates[:, 0].argmax() == 10
 
 
@@ -99,6 +101,11 @@ def test_muon_orthogonalises_each_matrix_also_of_stacked_layers():
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match=r"^optimizer='sgd': must be adamw or muon\.$"):
         OptimizerConfig(name="sgd")
+
+
+def test_a_final_share_above_the_peak_is_refused():
+    with pytest.raises(ValueError, match=r"^final_share=1\.5: must lie in \[0, 1\]\.$"):
+        OptimizerConfig(final_share=1.5)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
