@@ -16,26 +16,24 @@
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments import launch, sources
 from experiments.rl import Problems, check_rl, reinforce, rl_config, rl_problems
-from experiments.sft import Setup, set_up, train
+from experiments.sft import Setup, check_rows, set_up, train
 from reasoning.data.corpora import Corpus
-from reasoning.data.pipelines import Example, bucket_lengths, named_examples
+from reasoning.data.pipelines import Example, named_examples
 from reasoning.data.tasks.base import parse_completion
 from reasoning.evaluation import reports
-from reasoning.evaluation.estimators import mean_estimate, runs_estimate, wilson_interval
+from reasoning.evaluation.estimators import mean_estimate, wilson_interval
 from reasoning.evaluation.paths import Paths, cot_paths
 from reasoning.evaluation.policies import Judged, sample_and_judge
 from reasoning.runtime.runs import Run
@@ -48,41 +46,15 @@ Figures = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
-    """What the configuration describes."""
+class Data:
+    """What all seeds learn from: one completion for each problem, and the problems of RL."""
 
-    setup: Setup
-    config: ml_collections.ConfigDict
-
-    @functools.cached_property
-    def examples(self) -> list[Example]:
-        """Training problems with one completion each: the bare answer, or every step.
-
-        Raises:
-          ValueError: a row is longer than the model reads.
-        """
-        setup, seed, count = self.setup, self.config.seed, self.config.finetune.problems
-        both = named_examples(setup.task, setup.text_format, seed, count)
-        longest = bucket_lengths(both, 1)[-1]
-        if longest > setup.model.max_length:
-            raise ValueError(
-                f"model.max_length={setup.model.max_length}: the longest training row takes "
-                f"{longest} tokens; raise it to that."
-            )
-        drawn = np.random.default_rng(seed).random(count)
-        return [
-            dataclasses.replace(example, traces=(example.traces[int(steps)],))
-            for example, steps in zip(both, drawn >= self.config.hidden.direct_share, strict=True)
-        ]
-
-    @functools.cached_property
-    def problems(self) -> Problems:
-        """The training problems of RL."""
-        return rl_problems(self.setup, self.config.rl, self.config.seed)
+    examples: list[Example]
+    problems: Problems
 
 
-def build(config: ml_collections.ConfigDict) -> Study:
-    """The study of a configuration.
+def build(config: ml_collections.ConfigDict) -> Setup:
+    """What the configuration describes.
 
     Raises:
       ValueError: what cannot run, in one sentence.
@@ -116,7 +88,7 @@ def build(config: ml_collections.ConfigDict) -> Study:
             f"rl.algorithm={config.rl.algorithm!r}: learns which tag to choose, and here is one; "
             "choose dr_grpo, or another that trains every token."
         )
-    return Study(setup, config)
+    return setup
 
 
 def check_hidden(config: ml_collections.ConfigDict) -> None:
@@ -139,21 +111,39 @@ def check_hidden(config: ml_collections.ConfigDict) -> None:
         raise ValueError("loss.tag_is_label=False: in RL the policy writes the tag; choose True.")
 
 
-def one_seed(run: Run, study: Study, seed: int) -> tuple[None, Figures]:
+def make_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
+    """The mixture: of each problem the bare answer, or every step, as chance will have it.
+
+    Raises:
+      ValueError: a row is longer than the model reads.
+    """
+    count = config.finetune.problems
+    both = named_examples(setup.task, setup.text_format, config.seed, count)
+    check_rows(setup, both)
+    direct = np.random.default_rng(config.seed).random(count) < config.hidden.direct_share
+    mixture = [
+        dataclasses.replace(example, traces=example.traces[:1] if bare else example.traces[1:])
+        for example, bare in zip(both, direct, strict=True)
+    ]
+    return Data(mixture, rl_problems(setup, config.rl, config.seed))
+
+
+def one_seed(
+    run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
+) -> tuple[None, Figures]:
     """Learn from the mixture, decode in every way, reinforce, decode again; the seed's figures."""
-    setup, config = study.setup, study.config
     start = sources.first_params(config, setup.model, launch.run_key(seed, "init"), setup.mesh)
     learn = partial(
-        train, run, setup, start, study.examples, "finetune", "mixed", config, seed, "mixture"
+        train, run, setup, start, data.examples, "finetune", "mixed", config, seed, "mixture"
     )
     tuned, learning = run.phase(
         f"seed{seed}/mixture", learn, like=start, steps=config.finetune.steps
     )
-    before = decode(run, study, tuned, "fine-tuned", seed)
+    before = decode(run, setup, tuned, "fine-tuned", config, seed)
     (reinforced,), practising = reinforce(
-        run, setup, [tuned], study.problems, config.rl, "rl", [seed]
+        run, setup, [tuned], data.problems, config.rl, "rl", [seed]
     )
-    after = decode(run, study, reinforced, "after RL", seed)
+    after = decode(run, setup, reinforced, "after RL", config, seed)
     return None, {
         "policies": {"fine-tuned": before, "after RL": after},
         "training": {"fine-tuned": learning, "after RL": practising},
@@ -161,7 +151,9 @@ def one_seed(run: Run, study: Study, seed: int) -> tuple[None, Figures]:
     }
 
 
-def decode(run: Run, study: Study, params: Any, name: str, seed: int) -> Figures:
+def decode(
+    run: Run, setup: Setup, params: Any, name: str, config: ml_collections.ConfigDict, seed: int
+) -> Figures:
     """What a policy does on the held-out problems, by every way of decoding.
 
     Returns:
@@ -171,14 +163,14 @@ def decode(run: Run, study: Study, params: Any, name: str, seed: int) -> Figures
       `ranks`: the path from the r-th likeliest first token: that token's probability, the gap of
         its answer, its accuracy, whether it reasons.
     """
-    policy, test, hidden = study.setup.policy(params), study.setup.test, study.config.hidden
+    policy, test, hidden = setup.policy(params), setup.test, config.hidden
     key = launch.run_key(seed, "evaluate")
     run.stop_if_asked()
     greedy = sample_and_judge(policy, test, np.full(1, TAG), key, Filters(temperature=0.0))
     sampled = sample_and_judge(policy, test, np.full(hidden.samples, TAG), key, Filters())
     paths = cot_paths(policy, test, TAG, max(hidden.branches))
     for way, judged in (("greedy", greedy), ("sampling", sampled), ("paths", paths.judged)):
-        rows = judged.rows(study.setup.task, test)
+        rows = judged.rows(setup.task, test)
         run.log_completions({"seed": seed, "policy": name, "decoding": way, **row} for row in rows)
 
     floors = {"no floor": 0.0, f"floor {hidden.floor:g}": hidden.floor}
@@ -288,45 +280,36 @@ def estimate(values: ArrayLike) -> dict[str, Any]:
     return mean_estimate(values).as_dict()
 
 
-def over_seeds(figures: Sequence[Figures]) -> Figures:
-    """Figures of two or more seeds as one: every estimate becomes that over the seeds."""
-    if "value" in figures[0]:
-        return runs_estimate([figure["value"] for figure in figures]).as_dict()
-    return {name: over_seeds([figure[name] for figure in figures]) for name in figures[0]}
-
-
-def work(run: Run, study: Study) -> dict[str, Any]:
+def study(
+    run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict
+) -> dict[str, Any]:
     """Every seed in turn, then the plots; returns results.json."""
-    seeds = range(study.config.seed, study.config.seed + study.config.seeds)
-    each = [
-        run.phase(f"seed{seed}/results", partial(one_seed, run, study, seed))[1] for seed in seeds
+    sources.save_tokenizer(run.path, setup.text_format)
+    seeds = [
+        run.phase(f"seed{seed}/results", partial(one_seed, run, setup, data, config, seed))[1]
+        for seed in range(config.seed, config.seed + config.seeds)
     ]
-    results = each[0]
-    if len(each) > 1:
-        results = {"policies": over_seeds([one["policies"] for one in each]), "seeds": each}
-    if jax.process_index() == 0:
-        sources.save_tokenizer(run.path, study.setup.text_format)
-        plot(run.path, results)
-    return results
+    each = [seed["policies"] for seed in seeds]
+    policies = each[0] if len(each) == 1 else reports.figures_over_seeds(each)
+    plot(run.path, policies)
+    return {"policies": policies, "seeds": seeds}
 
 
-def plot(path: Path, results: Mapping[str, Any]) -> None:
+def plot(path: Path, policies: Mapping[str, Figures]) -> None:
     """The plots of a run, into its plots/ folder."""
-    tuned = results["policies"]["fine-tuned"]
-    panels = {
-        label: {
-            rule: ([int(k) for k in by_k], list(by_k.values())) for rule, by_k in rules.items()
-        }
-        for label, rules in tuned["branches"].items()
-    }
     metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     accuracy = {
         policy: {name: entry["accuracy"] for name, entry in figures["methods"].items()}
-        for policy, figures in results["policies"].items()
+        for policy, figures in policies.items()
+    }
+    widths = {
+        f"{rule}, {label}": ([int(k) for k in by_k], list(by_k.values()))
+        for label, rules in policies["fine-tuned"]["branches"].items()
+        for rule, by_k in rules.items()
     }
     for name, figure in {
         "methods": reports.estimate_bars(accuracy, "accuracy (%)"),
-        "branches": reports.estimate_curves(panels, "branches k", "accuracy (%)"),
+        "branches": reports.estimate_curves({"": widths}, "branches k", "accuracy (%)"),
         "learning_curves": reports.learning_curves(metrics),
         "reinforcement": reports.reinforcement_curves(metrics),
     }.items():
@@ -366,11 +349,7 @@ def cell(entry: Mapping[str, Any] | None) -> str:
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Run the study, or report a finished one."""
-
-    def identify(study: Study) -> object:
-        return study.setup.text_format.tokenizer.fingerprint, study.examples, study.problems
-
-    launch.run_study(PROGRAM, config, workdir, build, identify, work, table)
+    launch.run_study(PROGRAM, config, workdir, build, make_data, study, table)
 
 
 if __name__ == "__main__":

@@ -287,7 +287,12 @@ def reinforcement_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> Figure:
-    """One panel for each metric of `shown` (name -> label), one line per phase that has it."""
+    """One panel for each metric of `shown` (name -> label), one line per phase that has it.
+
+    What no phase has is left out.
+    """
+    found = {name for row in metrics for name in row}
+    shown = {name: label for name, label in shown.items() if name in found}
     figure, axes = _figure(len(shown), columns=3)
     for phase, colour in _colours(row["phase"] for row in metrics).items():
         for ax, name in zip(axes, shown, strict=True):
@@ -416,5 +421,5 @@ def estimate_bars(series: Mapping[str, Mapping[str, Mapping[str, Any]]], xlabel:
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()  # the first name on top
     ax.set(xlabel=xlabel)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series))
     return figure

@@ -14,6 +14,7 @@ from reasoning.evaluation.reports import (
     COLUMNS,
     accuracy_by_tag,
     completions_table,
+    estimate_bars,
     figures_over_seeds,
     learning_curves,
     over_seeds,
@@ -251,6 +252,27 @@ def test_learning_curves_of_several_seeds_are_mean_and_range():
         limits = band(nll, i)
         assert limits == {step + 1.0: (10.0 + step, 5 * (10.0 + step)) for step in range(4)}
     assert len(entropy.lines) == len(entropy.collections) == 1
+
+
+def test_a_metric_that_no_phase_has_gets_no_panel():
+    rows = [{"phase": "mixture", "step": step, "seed": 0, "trace_nll": 2.0} for step in range(3)]
+    (panel,) = learning_curves(rows).axes
+    assert panel.get_ylabel() == "trace NLL (nats per token)"
+
+
+def test_estimate_bars_are_values_in_their_intervals():
+    series = {
+        "before": {"greedy": entry(0.2), "vote": entry(0.9, half=0.1)},
+        "after": {"vote": entry(1.0, half=0.0)},
+    }
+    (ax,) = estimate_bars(series, "accuracy (%)").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["greedy", "vote"]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([20, 90, 100])
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in ax.patches]
+    assert middles == pytest.approx([-0.2, 0.8, 1.2])  # two bars side by side in every row
+    ends = [line.vertices[:, 0] for bars in ax.collections for line in bars.get_paths()]
+    np.testing.assert_allclose(ends, [[15, 25], [80, 100], [100, 100]])
+    assert ax.yaxis_inverted()
 
 
 def test_long_learning_curves_are_means_over_a_fiftieth():

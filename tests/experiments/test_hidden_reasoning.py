@@ -128,32 +128,23 @@ def test_an_interval_has_width_where_all_problems_agree():
     assert mixed["value"] == 0.75 and mixed["low"] == 0.5 and mixed["high"] == 1.0
 
 
-def test_over_seeds_means_every_estimate():
-    def figures(a, b):
-        return {"x": {"value": a, "low": 0, "high": 1, "n": 9}, "y": {"z": {"value": b}}}
-
-    merged = hidden.over_seeds([figures(0.2, 1.0), figures(0.4, 1.0)])
-    assert merged["x"]["value"] == pytest.approx(0.3)
-    assert merged["x"]["high"] == pytest.approx(0.3 + 12.7062 * 0.1)  # t of one degree of freedom
-    assert merged["y"]["z"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 2}
-
-
 def test_the_mixture_has_one_completion_a_problem_and_the_share_that_is_asked_for():
     config = configuration()
     config.finetune.problems, config.hidden.direct_share = 800, 0.3
-    study = hidden.build(config)
-    direct = 0
-    for example in study.examples:
+    setup = hidden.build(config)
+    task, text_format = setup.task, setup.text_format
+    examples, direct, prompts = hidden.make_data(setup, config).examples, 0, set()
+    for example in examples:
         (trace,) = example.traces
-        text = study.setup.text_format.completion_text(trace)
-        word = tuple(map(int, study.setup.text_format.tokenizer.decode(example.prompt).split()[:3]))
-        texts = [study.setup.task.trace(word, name).completion for name in ("direct", "left")]
-        direct += texts.index(text) == 0
-    assert len(study.examples) == 800
+        prompt = text_format.tokenizer.decode(example.prompt)
+        word = tuple(map(int, prompt.split()[:3]))
+        assert prompt == task.prompt(word)
+        texts = [task.trace(word, name).completion for name in ("direct", "left")]
+        direct += texts.index(text_format.completion_text(trace)) == 0
+        prompts.add(prompt)
+    assert len(examples) == 800
     assert abs(direct / 800 - 0.3) < 0.06  # nearly four deviations
-    tested = {study.setup.task.prompt(problem) for problem in study.setup.test}
-    trained = {study.setup.text_format.tokenizer.decode(e.prompt) for e in study.examples}
-    assert not tested & trained
+    assert not prompts & {task.prompt(problem) for problem in setup.test}
 
 
 def test_results_hold_every_figure_with_its_interval(finished):
@@ -177,8 +168,10 @@ def test_results_hold_every_figure_with_its_interval(finished):
         assert figures["ranks"]["1"]["accuracy"] == accuracy
         probabilities = [rank["probability"]["value"] for rank in figures["ranks"].values()]
         assert probabilities == sorted(probabilities, reverse=True)
-    assert results["training"]["fine-tuned"]["steps"] == 30
-    assert results["training"]["after RL"]["steps"] == 2
+    (seed,) = results["seeds"]
+    assert seed["policies"] == results["policies"]
+    assert seed["training"]["fine-tuned"]["steps"] == 30
+    assert seed["training"]["after RL"]["steps"] == 2
 
 
 def test_the_run_directory_is_complete(finished):
