@@ -131,22 +131,23 @@ def make_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
 def one_seed(
     run: Run, setup: Setup, data: Data, config: ml_collections.ConfigDict, seed: int
 ) -> tuple[None, Figures]:
-    """Learn from the mixture, decode in every way, reinforce, decode again; the seed's figures."""
+    """Learn from the mixture, reinforce, decode both policies in every way; the seed's figures."""
     start = sources.first_params(config, setup.model, launch.run_key(seed, "init"), setup.mesh)
     learn = partial(
         train, run, setup, start, data.examples, "finetune", "mixed", config, seed, "mixture"
     )
-    tuned, learning = run.phase(
-        f"seed{seed}/mixture", learn, like=start, steps=config.finetune.steps
-    )
-    before = decode(run, setup, tuned, "fine-tuned", config, seed)
-    (reinforced,), practising = reinforce(
+    tuned, spent = run.phase(f"seed{seed}/mixture", learn, like=start, steps=config.finetune.steps)
+    (reinforced,), spent_on_rl = reinforce(
         run, setup, [tuned], data.problems, config.rl, "rl", [seed]
     )
-    after = decode(run, setup, reinforced, "after RL", config, seed)
+    # After all training: a run that is stopped while it trains then has logged no completions.
+    policies = {
+        name: decode(run, setup, params, name, config, seed)
+        for name, params in (("fine-tuned", tuned), ("after RL", reinforced))
+    }
     return None, {
-        "policies": {"fine-tuned": before, "after RL": after},
-        "training": {"fine-tuned": learning, "after RL": practising},
+        "policies": policies,
+        "training": {"fine-tuned": spent, "after RL": spent_on_rl},
         "seed": seed,
     }
 
