@@ -38,8 +38,8 @@ from reasoning.evaluation.estimators import (
     mean_estimate,
     voted_accuracy,
 )
-from reasoning.evaluation.paths import Paths, cot_paths, judged_beams
 from reasoning.evaluation.policies import Judged, Policy, judge, sample_problems
+from reasoning.evaluation.searches import Paths, cot_paths, judged_beams
 from reasoning.runtime.runs import Run
 from reasoning.sampling import allocation
 from reasoning.sampling.budgets import Budget

@@ -34,8 +34,8 @@ from reasoning.data.pipelines import Example, named_examples
 from reasoning.data.tasks.base import parse_completion
 from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import mean_estimate, wilson_interval
-from reasoning.evaluation.paths import Paths, cot_paths
 from reasoning.evaluation.policies import Judged, sample_and_judge
+from reasoning.evaluation.searches import Paths, cot_paths
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.voting import best_of_n, vote

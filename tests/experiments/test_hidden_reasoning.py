@@ -7,8 +7,8 @@ import pytest
 
 from experiments import hidden_reasoning as hidden
 from experiments.configs import hidden_reasoning as configs
-from reasoning.evaluation.paths import Paths
 from reasoning.evaluation.policies import Judged
+from reasoning.evaluation.searches import Paths
 
 METHODS = ["greedy", "sampling", "majority of 3", "pass@3"]
 RULES = ["max gap", "summed gap", "log-prob", "log-prob per token"]

@@ -147,7 +147,7 @@ def test_what_cannot_run_is_refused_in_one_line(finished, capsys, setting, value
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"task.name": "countdown4"}, "model.max_length=112: the longest training row has 1"),
+        ({"task.name": "countdown4"}, "model.max_length=112: the longest training row takes 1"),
         ({"task.name": "group_words", "task.arguments.size": 3}, "size=3: task 'group_words'"),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 from reasoning.data.formats import TextFormat
 from reasoning.data.tasks import make_task
 from reasoning.data.tokenizers import train_tokenizer
-from reasoning.evaluation.paths import cot_paths, judged_beams
 from reasoning.evaluation.policies import Policy, judge, sample_and_judge
+from reasoning.evaluation.searches import cot_paths, judged_beams
 from reasoning.models.config import ModelConfig
 from reasoning.rewards.host import task_reward
 from reasoning.sampling.decoding import answer_masks, cot_decode, mean_gaps
@@ -46,7 +46,7 @@ def answer_by_last_word(policy, problems, tokens, mask):
 
 @pytest.mark.parametrize("tag", [1, OWN_TAG])
 def test_paths_are_those_of_cot_decoding(policy, tag, monkeypatch):
-    monkeypatch.setattr("reasoning.evaluation.paths.judge", answer_by_last_word)
+    monkeypatch.setattr("reasoning.evaluation.searches.judge", answer_by_last_word)
     paths = cot_paths(policy, PROBLEMS, tag, 4, batch_problems=2)
     ids, mask = pad_prompts([FORMAT.prompt_ids(TASK.prompt(p)) for p in PROBLEMS], FORMAT.pad_id)
     plain = jax.tree.map(np.asarray, cot_decode(
@@ -65,7 +65,7 @@ def test_paths_are_those_of_cot_decoding(policy, tag, monkeypatch):
 
 
 def test_a_floor_takes_votes_away(policy, monkeypatch):
-    monkeypatch.setattr("reasoning.evaluation.paths.judge", answer_by_last_word)
+    monkeypatch.setattr("reasoning.evaluation.searches.judge", answer_by_last_word)
     paths = cot_paths(policy, PROBLEMS, 1, 4)
     floor = float(np.median(paths.branch_probs))
     kept, likely = paths.likely(floor), paths.branch_probs >= floor
