@@ -304,6 +304,7 @@ def improve_policies(
         },
     )
     spent, best = {**carried["spent"], "steps": settings.steps}, carried["best"]
+    phase = f"seed{seeds[0]}/{name}"
     if isinstance(setup.judge, AnswerJudge):  # the same answer gets the same reward again
         setup.judge.load_memo(carried["verdicts"])
 
@@ -317,9 +318,9 @@ def improve_policies(
             scores.append(figures["validation/pass@1"])
         if settings.keep_best and np.mean(scores) > best:
             best = float(np.mean(scores))
-            save_tree(run.path / "best" / name, policies, {"step": step, "pass@1": best})
+            save_tree(run.path / "best" / phase, policies, {"step": step, "pass@1": best})
         if settings.keep_every and step % settings.keep_every == 0:
-            save_tree(run.path / "kept" / name / f"{step:06d}", policies, {"step": step})
+            save_tree(run.path / "kept" / phase / f"{step:06d}", policies, {"step": step})
 
     # A program cannot be interrupted; steps in turn can be after each of them.
     unit = settings.validate_every if compiled_reward(setup, settings) else 1

@@ -7,7 +7,7 @@ chat template, for a corpus.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,11 @@ def load_policy(path: str, seed: int, like: Any) -> Any:
 
 def files(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
     """Names and checksums of the files of the parameters at the start, for a run's fingerprint."""
-    folders = [Path(path) for path in (config.model.policy, config.model.directory) if path]
+    return checksums(Path(path) for path in (config.model.policy, config.model.directory) if path)
+
+
+def checksums(folders: Iterable[Path]) -> list[tuple[str, str]]:
+    """Names and checksums of the files in these directories and below."""
     found = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     return [(path.name, _checksum(path)) for path in found]
 

@@ -238,8 +238,8 @@ def test_the_launcher_writes_both_policies_and_a_host_can_judge(tmp_path):
     metrics = list(map(json.loads, (tmp_path / "run" / "metrics.jsonl").open()))
     name = "validation/pass@1"
     scores = {row["step"]: row[name] for row in metrics if name in row}
-    with Checkpoints(tmp_path / "run" / "best" / "matched_gfpo") as best:
+    with Checkpoints(tmp_path / "run" / "best" / "seed0" / "matched_gfpo") as best:
         about = best.about(0)
     assert about["pass@1"] == max(scores.values()) == scores[about["step"]]
-    kept = sorted((tmp_path / "run" / "kept" / "matched_gfpo").iterdir())
+    kept = sorted((tmp_path / "run" / "kept" / "seed0" / "matched_gfpo").iterdir())
     assert [path.name for path in kept] == ["000000", "000001", "000002"]
