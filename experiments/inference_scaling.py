@@ -28,6 +28,7 @@ import ml_collections
 import numpy as np
 
 from experiments import launch, quickstart, scaling_reports, sources
+from experiments.configs import countdown
 from experiments.sft import Setup, set_up
 from reasoning.data.corpora import Corpus
 from reasoning.data.tasks.base import ANSWER
@@ -152,7 +153,13 @@ def read_run(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         )
     if not (run / RESULTS).is_file():
         raise ValueError(f"scaling.run={run}: has not finished; its own command goes on with it.")
-    merged = ml_collections.ConfigDict({**about["config"], **config.to_dict()})
+    # A setting that is newer than the run has its default, under which all is as it was.
+    defaults = countdown.get_config().to_dict()
+    filled = {
+        name: {**defaults.get(name, {}), **value} if isinstance(value, dict) else value
+        for name, value in about["config"].items()
+    }
+    merged = ml_collections.ConfigDict({**filled, **config.to_dict()})
     for section in ("gfpo", "t1"):
         if not merged[section].steps:
             raise ValueError(

@@ -185,8 +185,9 @@ def table(results: Mapping[str, Any]) -> str:
     for answerer, title in ANSWERERS.items():
         lines += ["", f"accuracy after at most so many tokens of thinking, {title}"]
         lines += _thinking_table(results["thinking"], answerer)
-    lines += ["", f"accuracy of k = {results['samples']['k'][-1]} samples"]
-    return "\n".join([*lines, *_samples_table(results["samples"])])
+    for method in METHODS:
+        lines += ["", method, *_samples_table(results["samples"], method)]
+    return "\n".join(lines)
 
 
 def _thinking_table(thinking: Mapping[str, Any], answerer: str) -> list[str]:
@@ -210,15 +211,15 @@ def _thinking_table(thinking: Mapping[str, Any], answerer: str) -> list[str]:
     return lines
 
 
-def _samples_table(samples: Mapping[str, Any]) -> list[str]:
-    """A line for each policy, and what is above the first."""
-    lines = [_line("", ["tokens of one", "pass@1", *METHODS])]
+def _samples_table(samples: Mapping[str, Any], method: str) -> list[str]:
+    """Two lines for each policy: its accuracy, and what it is above the first's."""
+    lines = [_line("", ["tokens of one", *(f"k = {k}" for k in samples["k"])])]
+    first = next(iter(samples["policies"]))
     for name, of in samples["policies"].items():
-        shown = [of["pass@k"][0], *(of[method][-1] for method in METHODS)]
-        lines.append(_line(name, [f"{of['tokens']:.1f}", *(_percent(entry) for entry in shown)]))
-    for name, compared in samples["comparisons"].items():
-        for method in ("pass@k", "cons@k"):
-            lines.append(f"{method} of {name}: {_difference(compared[method][-1])}")
+        lines.append(_line(name, [f"{of['tokens']:.1f}", *map(_percent, of[method])]))
+        if name != first:
+            above = samples["comparisons"][f"{name} less {first}"][method]
+            lines.append(_line(f"  less {first}", ["", *map(_percent, above)]))
     return lines
 
 
