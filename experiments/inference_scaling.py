@@ -13,7 +13,8 @@
    policy chooses itself (matched_gfpo), and of T1's last policy (mixed_t1).
 
 All policies and budgets are sampled with the same keys: differences are paired, and under a larger
-budget a completion goes on with the thinking that it has under a smaller one.
+budget a completion goes on with the thinking that it has under a smaller one. Intervals are over
+problems where the run has one seed, and else over seeds.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from experiments.configs import countdown
 from experiments.sft import Setup, set_up
 from reasoning.data.corpora import Corpus
 from reasoning.data.tasks.base import ANSWER
+from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import cons_at_k, pass_curve, voted_accuracy
 from reasoning.evaluation.policies import Drawn, Judged, Policy, in_batches, judge, sample_problems
 from reasoning.learning.assignment import ARMS
@@ -48,6 +50,21 @@ from reasoning.sampling.voting import best_of_n, mean_token_probability
 PROGRAM = "experiments.inference_scaling"
 SFT, SSFT, GFPO, T1 = "mixed", "matched", "matched_gfpo", "mixed_t1"
 MAKE_IT = "python -m experiments.quickstart --config.t1.steps=300 --config.t1.keep_every=50"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn.
+
+    Attributes:
+      arm: the policy's.
+      tags: each gives as many samples; OWN_TAG leaves the tag to the policy.
+      temperature: of the distribution.
+    """
+
+    arm: str
+    tags: Sequence[int]
+    temperature: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +91,7 @@ class Study:
         return [SFT, *(f"{T1}_{step}" for step in self.steps)]
 
     @property
-    def samplings(self) -> "dict[str, Sampling]":
+    def samplings(self) -> dict[str, Sampling]:
         """What is sampled, by name."""
         one, every = self.setup.trained_tags(SFT), self.setup.trained_tags(SSFT)
         hot = {f"{SFT}_T{t:g}": Sampling(SFT, one, t) for t in self.settings.temperatures}
@@ -109,21 +126,6 @@ class Study:
         return sources.checksums(
             self.folder(name, seed) for seed in self.seeds for name in sorted(names)
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How samples are drawn.
-
-    Attributes:
-      arm: the policy's.
-      tags: each gives as many samples; OWN_TAG leaves the tag to the policy.
-      temperature: of the distribution.
-    """
-
-    arm: str
-    tags: Sequence[int]
-    temperature: float = 1.0
 
 
 def kept_folder(run: Path, seed: int) -> Path:
@@ -201,7 +203,7 @@ def check_settings(settings: ml_collections.ConfigDict, setup: Setup) -> None:
         raise ValueError(
             f"scaling.run={settings.run}: is on a corpus; the thinking that is cut is a task's."
         )
-    budgets, num_tags = list(settings.budgets), setup.model.num_strategies
+    budgets, num_tags = list(settings.budgets), len(setup.trained_tags(SSFT))
     room = setup.model.max_length - setup.prompt_length
     if len(budgets) < 2 or budgets != sorted(set(budgets)) or budgets[0] < 0:
         raise ValueError(
@@ -370,30 +372,36 @@ def measure_samples(run: Run, study: Study, name: str, seed: int) -> dict[str, A
     return {key: values.tolist() for key, values in measured.items()}
 
 
-def run_studies(run: Run, study: Study) -> dict[str, Any]:
-    """Both studies; each policy of each seed is a phase."""
+def study_seed(run: Run, study: Study, seed: int) -> dict[str, Any]:
+    """Both studies of a seed's policies; each policy is a phase."""
 
-    def measured(kind: str, measure: Callable, names: Sequence[str]) -> dict[str, list[dict]]:
-        def work(name: str, seed: int) -> tuple[None, dict[str, Any]]:
+    def measured(kind: str, measure: Callable, names: Sequence[str]) -> dict[str, Any]:
+        def work(name: str) -> tuple[None, dict[str, Any]]:
             print(f"{kind}: {name}, seed {seed}", flush=True)
             return None, measure(run, study, name, seed)
 
         return {
-            name: [
-                run.phase(f"seed{seed}/{kind}/{name}", partial(work, name, seed))[1]
-                for seed in study.seeds
-            ]
-            for name in names
+            name: run.phase(f"seed{seed}/{kind}/{name}", partial(work, name))[1] for name in names
         }
 
     thinking = measured("thinking", measure_thinking, study.checkpoints)
     samples = measured("samples", measure_samples, list(study.samplings))
+    return {
+        "thinking": scaling_reports.thinking_results(thinking),
+        "samples": scaling_reports.samples_results(samples, study.ks),
+    }
+
+
+def run_studies(run: Run, study: Study) -> dict[str, Any]:
+    """Both studies of every seed, and their plots."""
+    seeds = [study_seed(run, study, seed) for seed in study.seeds]
     results = {
         "task": study.setup.task.name,
         "problems": len(study.setup.test),
         "seeds": list(study.seeds),
-        "thinking": scaling_reports.thinking_results(thinking, study.settings.budgets),
-        "samples": scaling_reports.samples_results(samples, study.ks),
+        "budgets": list(study.settings.budgets),
+        "k": study.ks,
+        **(seeds[0] if len(seeds) == 1 else reports.figures_over_seeds(seeds)),
     }
     if jax.process_index() == 0:
         for name, figure in scaling_reports.figures(results).items():
@@ -407,7 +415,9 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
         config = read_run(config)
     launch.run_study(
         PROGRAM, config, workdir, build_study,
-        identify=Study.files, work=run_studies, table=scaling_reports.table,
+        make_data=lambda study, _: study.files(),
+        work=lambda run, study, *_: run_studies(run, study),
+        table=scaling_reports.table,
     )
 
 
