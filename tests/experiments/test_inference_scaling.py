@@ -196,7 +196,7 @@ def test_every_point_has_its_interval_and_tokens(finished):
     for of in samples["policies"].values():
         for method in scaling_reports.METHODS:
             tokens = [point["tokens"] for point in of[method]]
-            np.testing.assert_allclose(tokens, np.array(samples["k"]) * of["tokens"])
+            np.testing.assert_allclose(tokens, np.array(results["k"]) * of["tokens"])
     assert (finished / "table.txt").read_text() == scaling_reports.table(results) + "\n"
     plots = {path.name for path in (finished / "plots").iterdir()}
     assert plots == {"thinking.png", "budgets.png", "samples.png", "tokens.png"}
@@ -206,19 +206,19 @@ def test_every_point_has_its_interval_and_tokens(finished):
 
 
 def test_a_stopped_study_goes_on_to_the_same_figures(source, finished, tmp_path, monkeypatch):
-    measure = inference_scaling.measure_samples
+    measure, done = inference_scaling.measure_samples, []
 
-    def stopped(run, study, name, seed):
-        if name == "matched":
+    def stopped_once(run, study, name, seed):
+        done.append((name, seed))
+        if done[-1] == ("matched", 0) and done.count(done[-1]) == 1:
             raise KeyboardInterrupt
         return measure(run, study, name, seed)
 
-    monkeypatch.setattr(inference_scaling, "measure_samples", stopped)
+    monkeypatch.setattr(inference_scaling, "measure_samples", stopped_once)
     with pytest.raises(KeyboardInterrupt):
         inference_scaling.main(study_config(source), str(tmp_path / "run"))
-    monkeypatch.setattr(inference_scaling, "measure_samples", measure)
-    monkeypatch.setattr(inference_scaling, "measure_thinking", None)  # those phases have ended
     inference_scaling.main(study_config(source), str(tmp_path / "run"))
+    assert done.count(("mixed", 0)) == 1, "a phase that has ended is not worked out again"
     again, before = (
         json.loads((path / "results.json").read_text()) for path in (tmp_path / "run", finished)
     )
