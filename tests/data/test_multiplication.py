@@ -93,6 +93,7 @@ def test_every_equation_is_exact_and_the_last_results_are_the_product(task):
             found = equations(trace.steps)
             assert all(operations[op](a, b) == result for a, op, b, result in found)
             assert number(trace.answer) == first * second
+            assert task.check_trace(problem, None, trace.steps) == 1.0
             if strategy in ("schoolbook", "distributive"):
                 assert found[-1][3] == first * second
             if strategy == "columns":  # each column leaves a digit, the last one all that is left
