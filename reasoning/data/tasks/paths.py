@@ -44,7 +44,7 @@ from reasoning.data.tasks.moves import (
     split_steps,
     walk,
 )
-from reasoning.data.tasks.steps import share_as_expected
+from reasoning.data.tasks.steps import check_strategy, share_as_expected
 
 Edge = tuple[int, int]
 Graph = Mapping[int, Sequence[int]]  # the neighbours of each node, in ascending order
@@ -230,9 +230,10 @@ class Paths:
 
     def trace(self, problem: PathProblem, strategy: str) -> Trace | None:
         """The strategy's search; None if `depth` runs out of tries."""
+        check_strategy(self, strategy)
         if strategy == "direct":
-            return Trace("", self.trace(problem, "breadth").answer)
-        return self._trace(strategy, self._search(problem, strategy, first))
+            return Trace("", self._trace("breadth", self._search(problem, "breadth")).answer)
+        return self._trace(strategy, self._search(problem, strategy))
 
     def completions(self, problem: PathProblem) -> list[str]:
         """The distinct traces of the strategies that solve it, sorted."""
@@ -289,14 +290,11 @@ class Paths:
         return followed(split_steps(steps), expected, _choice)
 
     def _steps(self, problem: PathProblem, strategy: str) -> Iterator[str]:
+        check_strategy(self, strategy)
         found = () if strategy == "direct" else self._search(problem, strategy)
         return (text for text, _ in found)
 
     def _search(self, problem: PathProblem, strategy: str, choose: Choice = first) -> Found:
-        if strategy not in SEARCHES:
-            raise ValueError(
-                f"strategy={strategy!r}: {self.name} has {', '.join(self.strategies)}."
-            )
         return walk(_start(problem, strategy), lambda page: page.moves(problem), choose)
 
     def _trace(self, strategy: str, search: Found) -> Trace | None:
