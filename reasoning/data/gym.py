@@ -69,7 +69,7 @@ INSTRUCTIONS = {
     "paths": (
         "Each pair of numbers is an edge of an undirected graph. Find a path between the two nodes "
         "with as few edges as possible. Answer with its nodes in order and nothing else, as in "
-        "`2 5 3` for `3 5 , 5 2 , 2 7 from 2 to 3 :`."
+        "`2 5 3` for `2 5 , 2 7 , 3 5 from 2 to 3 :`."
     ),
     "knights": (
         "Each of {people} people is a knight, whose statement is true, or a knave, whose statement "

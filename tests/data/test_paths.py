@@ -15,7 +15,7 @@ from reasoning.data.tasks.paths import PathProblem, Paths, distances
 TASK = Paths()
 PATIENT = Paths(tries=100)
 SMALL = Paths(nodes=6, edges=7)
-PROBLEM = PathProblem(((0, 3), (5, 2), (3, 5), (1, 7), (2, 7), (3, 6)), 2, 6)
+PROBLEM = PathProblem(((0, 3), (1, 7), (2, 5), (2, 7), (3, 5), (3, 6)), 2, 6)
 STEPS = {
     "breadth": "2 : 5 7 , 5 : 3 , 7 : 1 , 3 : 0 6 , 6 from 3 , 3 from 5 , 5 from 2",
     "backward": "6 : 3 , 3 : 0 5 , 0 : none , 5 : 2 , 2 to 5 , 5 to 3 , 3 to 6",
@@ -46,7 +46,7 @@ def words(path: tuple[int, ...]) -> str:
 
 
 def test_one_problem_by_hand():
-    assert TASK.prompt(PROBLEM) == "0 3 , 5 2 , 3 5 , 1 7 , 2 7 , 3 6 from 2 to 6 :"
+    assert TASK.prompt(PROBLEM) == "0 3 , 1 7 , 2 5 , 2 7 , 3 5 , 3 6 from 2 to 6 :"
     traces = {strategy: TASK.trace(PROBLEM, strategy) for strategy in TASK.strategies}
     assert {name: trace.steps for name, trace in traces.items()} == STEPS
     assert {trace.answer for trace in traces.values()} == {"2 5 3 6"}
@@ -387,12 +387,13 @@ def test_the_rarest_problems_are_found(nodes, edges):
     task = Paths(nodes, edges)
     for index in range(20):
         problem = task.sample(0, index)
-        assert len(set(map(frozenset, problem.edges))) == edges
+        assert len(set(problem.edges)) == edges and list(problem.edges) == sorted(problem.edges)
+        assert all(a < b for a, b in problem.edges)
         assert distances(problem.graph, problem.start)[problem.goal] >= 2
 
 
 def test_samples_stay_what_they_were():
     assert [TASK.prompt(TASK.sample(0, index)) for index in range(2)] == [
-        "6 1 , 5 4 , 2 0 , 5 2 , 5 0 , 7 6 , 5 7 , 2 4 , 0 3 , 3 1 from 4 to 6 :",
-        "7 2 , 2 0 , 3 6 , 3 5 , 6 4 , 5 6 , 5 4 , 2 6 , 2 5 , 1 7 from 1 to 3 :",
+        "0 2 , 0 3 , 0 5 , 1 3 , 1 6 , 2 4 , 2 5 , 4 5 , 5 7 , 6 7 from 4 to 1 :",
+        "0 2 , 1 7 , 2 5 , 2 6 , 2 7 , 3 5 , 3 6 , 4 5 , 4 6 , 5 6 from 6 to 1 :",
     ]

@@ -3,7 +3,7 @@
 Three strategies search from another end or in another order, and the answer may be any of the
 shortest paths:
 
-    prompt    "0 3 , 5 2 , 3 5 , 1 7 , 2 7 , 3 6 from 2 to 6 :"
+    prompt    "0 3 , 1 7 , 2 5 , 2 7 , 3 5 , 3 6 from 2 to 6 :"
     breadth   breadth first from the start: behind each node its neighbours that are new; then
               back along the nodes under which the goal and its forerunners were found
               2 : 5 7 , 5 : 3 , 7 : 1 , 3 : 0 6 , 6 from 3 , 3 from 5 , 5 from 2
@@ -14,10 +14,12 @@ shortest paths:
               2 no , 2 5 no , 2 7 no , 2 5 3 yes
     direct    the answer alone: 2 5 3 6
 
-Neighbours come in ascending order. A path that ends before the depth of the round, since all its
-last node's neighbours are on it, is tried in every round. `depth` gives up after some tries; the
-others always find a path. A plain depth-first search finds one too, but nothing that it has
-written says whether it is a shortest; the rounds do.
+Edges are shown in ascending order with the smaller node first, and neighbours are written in
+ascending order, which is the order in which the prompt shows them: a small policy learns soon to
+look them up. A path that ends before the depth of the round, since all its last node's neighbours
+are on it, is tried in every round. `depth` gives up after some tries; the others always find a
+path. A plain depth-first search finds one too, but nothing that it has written says whether it is
+a shortest; the rounds do.
 """
 
 import collections
@@ -56,7 +58,7 @@ MAX_TRIES = 100  # of a round of `depth`: bounds the work of `check_trace`
 
 @dataclasses.dataclass(frozen=True)
 class PathProblem:
-    """The edges, in the order and direction shown, and the nodes; some path joins them."""
+    """The edges, in the order and direction shown, and the nodes to join, which some path does."""
 
     edges: tuple[Edge, ...]
     start: int
@@ -204,8 +206,7 @@ class Paths:
         rng = random.Random(f"paths/{seed}/{index}")
         pairs = list(itertools.combinations(range(self.nodes), 2))
         while True:  # one graph in six has such nodes, or more: fewest with 20 nodes and 2 edges
-            edges = (rng.sample(pair, 2) for pair in rng.sample(pairs, self.edges))
-            problem = PathProblem(tuple((a, b) for a, b in edges), 0, 0)
+            problem = PathProblem(tuple(sorted(rng.sample(pairs, self.edges))), 0, 0)
             apart = collections.defaultdict(list)
             for start in range(self.nodes):
                 for goal, distance in distances(problem.graph, start).items():
@@ -224,7 +225,7 @@ class Paths:
         return f"{edges} {problem.start} {problem.goal}"
 
     def prompt(self, problem: PathProblem) -> str:
-        """`0 3 , 5 2 , 3 5 from 2 to 0 :`."""
+        """`0 3 , 2 5 , 3 5 from 2 to 0 :`."""
         edges = SEPARATOR.join(map(_words, problem.edges))
         return f"{edges} from {problem.start} to {problem.goal} :"
 
