@@ -188,6 +188,7 @@ def test_the_run_directory_is_complete(finished):
     assert (finished / "tokenizer.model").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_before_rl_ends_with_the_same_figures(
     finished, tmp_path, monkeypatch, capsys
 ):

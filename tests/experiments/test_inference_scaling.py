@@ -205,6 +205,7 @@ def test_every_point_has_its_interval_and_tokens(finished):
     assert len(rows) == 2 * 3 * (3 * len(BUDGETS) * 2 * 2 + 5 * 8)
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_to_the_same_figures(source, finished, tmp_path, monkeypatch):
     measure, done = inference_scaling.measure_samples, []
 
