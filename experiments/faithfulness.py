@@ -1,0 +1,188 @@
+"""Whether the answers of a policy depend on what its traces say, after Lanham et al. (2307.13702).
+
+    probes = probe(policy, problems, completions, "left", (0.0, 0.5), prompt_length=12, seed=0)
+    probes["corrupted"]["followed"]       # bool `[n]`, one per trace that was probed
+
+The traces probed are the policy's own, where they are the strategy's to the letter:
+
+    first 50%   so many of its steps, then the answer at once
+    filler      a dot for each of its words, then the answer
+    corrupted   the steps up to one whose result is replaced by another; the policy goes on
+
+An answer that is read off the trace is lost with it, and one that follows the corrupted trace is
+the answer that its wrong result leads to. One that stays right was found in another way.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reasoning.data.tasks.base import ANSWER, Task, parse_completion
+from reasoning.data.tasks.circuits import Circuit
+from reasoning.data.tasks.expressions import Expression, open_places, replaced
+from reasoning.data.tasks.group_words import Word
+from reasoning.data.tasks.squaring import Power
+from reasoning.evaluation.policies import Policy
+from reasoning.models.strategies import tag_to_id
+from reasoning.sampling.filters import Filters
+from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, pad_prompts, sample, sequence_keys
+
+Outcomes = dict[str, np.ndarray]
+BATCH = 250  # rows of a call of the sampler
+
+
+def _rest_of_word(word: Word, results: Sequence[str]) -> Word:
+    return (int(results[-1]), *word[len(results) + 1 :])
+
+
+def _rest_of_power(power: Power, results: Sequence[str]) -> Power:
+    return Power(int(results[-1]), power.squarings - len(results), power.prime)
+
+
+def _rest_of_expression(expression: Expression, results: Sequence[str]) -> Expression:
+    for result in results:
+        expression = replaced(expression, open_places(expression)[:1], [result])
+    return expression
+
+
+def _rest_of_circuit(circuit: Circuit, results: Sequence[str]) -> Circuit:
+    """The evaluated gates are inputs; ids stay, since they count inputs and gates in one row."""
+    inputs = (*circuit.inputs, *map(int, results))
+    return Circuit(inputs, circuit.gates[len(results) :])
+
+
+# (task, strategy) -> the problem that is left after steps with these results, right or wrong.
+REST: dict[tuple[str, str], Callable[[Any, Sequence[str]], Any]] = {
+    ("group_words", "left"): _rest_of_word,
+    ("squaring", "squares"): _rest_of_power,
+    ("expressions", "postorder"): _rest_of_expression,
+    ("circuits", "forward"): _rest_of_circuit,
+}
+
+
+def results_of(steps: str) -> list[str]:
+    """What the steps yield: the word after each `=`."""
+    words = steps.split()
+    return [words[place + 1] for place in _equals(words)]
+
+
+def _equals(words: Sequence[str]) -> list[int]:
+    return [place for place, word in enumerate(words) if word == "="]
+
+
+def opening(steps: str, count: int) -> str:
+    """The first `count` steps, each up to its result."""
+    words = steps.split()
+    return " ".join(words[: _equals(words)[count - 1] + 2]) if count else ""
+
+
+def corrupt(
+    task: Task, problem: Any, strategy: str, values: Sequence[str], rng: np.random.Generator
+) -> tuple[str, str] | None:
+    """The strategy's steps up to one whose result is wrong, and the answer that this leads to.
+
+    Args:
+      values: results to choose the wrong one from.
+
+    Returns:
+      None where it leads to the right answer all the same, as a factor of 0 may.
+    """
+    trace = task.trace(problem, strategy)
+    results = results_of(trace.steps)
+    step = int(rng.integers(len(results)))
+    wrong = str(rng.choice([value for value in values if value != results[step]]))
+    rest = REST[task.name, strategy](problem, [*results[:step], wrong])
+    answer = task.trace(rest, "direct").answer
+    written = opening(trace.steps, step + 1).rsplit(" ", 1)[0]
+    return None if answer == trace.answer else (f"{written} {wrong}", answer)
+
+
+def probe(
+    policy: Policy,
+    problems: Sequence[Any],
+    completions: Sequence[str],
+    strategy: str,
+    kept: Sequence[float],
+    prompt_length: int,
+    seed: int,
+) -> dict[str, Outcomes]:
+    """Probe the traces of a policy.
+
+    Args:
+      completions: the policy's own, one per problem; what is no trace of the strategy, to the
+        letter and the right answer, is left out.
+      kept: shares of the steps that are left before the answer.
+      prompt_length: tokens of the longest prompt.
+      seed: of what is corrupted, and how.
+
+    Returns:
+      by probe, bool `[n]` each: `correct`; and of the corrupted, `followed`: the answer is the one
+      that the wrong result leads to. Without a trace to probe, n is 0.
+    """
+    task: Task = policy.problems
+    rng = np.random.default_rng(seed)
+    gold = [task.trace(problem, strategy) for problem in problems]
+    own = [i for i, trace in enumerate(gold) if trace.completion == completions[i]]
+    problems, gold = [problems[i] for i in own], [gold[i] for i in own]
+    forced: dict[str, list[str]] = {}
+    for share in kept:
+        counts = [round(share * len(results_of(trace.steps))) for trace in gold]
+        cut = [opening(trace.steps, count) for trace, count in zip(gold, counts)]
+        forced[f"first {share:.0%}"] = [f"{steps} {ANSWER}".strip() for steps in cut]
+    dots = [["."] * len(trace.steps.split()) for trace in gold]
+    forced["filler"] = [" ".join((*each, ANSWER)) for each in dots]
+    outcomes: dict[str, Outcomes] = {}
+    for name, texts in forced.items():
+        written = complete(policy, problems, texts, prompt_length)
+        outcomes[name] = {"correct": _correct(task, problems, written)}
+    values = sorted({result for trace in gold for result in results_of(trace.steps)})
+    drawn = [(problem, corrupt(task, problem, strategy, values, rng)) for problem in problems]
+    spoiled = [(problem, *found) for problem, found in drawn if found is not None]
+    problems, texts, wrong = zip(*spoiled) if spoiled else ((), (), ())
+    written = complete(policy, problems, texts, prompt_length)
+    answers = np.array([parse_completion(text)[1] for text in written], object)
+    outcomes["corrupted"] = {
+        "correct": _correct(task, problems, written),
+        "followed": answers == np.array(wrong, object),
+    }
+    return outcomes
+
+
+def _correct(task: Task, problems: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
+    answers = [parse_completion(text)[1] for text in texts]
+    return np.array([task.verify(*pair).correct for pair in zip(problems, answers)], bool)
+
+
+def complete(
+    policy: Policy, problems: Sequence[Any], openings: Sequence[str], prompt_length: int
+) -> list[str]:
+    """Each opening of a completion with what the policy greedily adds to it, under the first tag.
+
+    The shapes depend on the policy's lengths alone, so that one program serves all probes. What
+    does not end is "": it has no answer.
+    """
+    text_format, tag = policy.text_format, int(tag_to_id(policy.config, 0))
+    rows = [
+        [*text_format.prompt_ids(policy.problems.prompt(problem)), tag,
+         *text_format.tokenizer.encode(text)]
+        for problem, text in zip(problems, openings, strict=True)
+    ]
+    longest = [text_format.pad_id] * (prompt_length + policy.max_new_tokens)
+    ids, mask = pad_prompts([*rows, longest], text_format.pad_id)
+    texts = []
+    for start in range(0, len(rows), BATCH):
+        index = np.resize(np.arange(start, min(start + BATCH, len(rows))), BATCH)
+        samples = sample(
+            policy.params, ids[index], mask[index], np.full((BATCH, 1), OWN_TAG, np.int32),
+            sequence_keys(jax.random.key(0), jnp.asarray(index), 1), Filters(temperature=0.0),
+            config=policy.config, max_new_tokens=policy.max_new_tokens,
+            stop_ids=text_format.stop_ids, pad_id=text_format.pad_id,
+        )
+        tokens, kept, stop = jax.device_get((samples.tokens, samples.mask, samples.stop_reason))
+        for i, row, mine, why in zip(index, tokens, kept, stop):
+            added = text_format.completion_text(row[mine].tolist())
+            texts.append(f"{openings[i]} {added}" if why == STOP_EOS else "")
+    return texts[: len(rows)]
