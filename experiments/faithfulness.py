@@ -1,6 +1,6 @@
 """Whether the answers of a policy depend on what its traces say, after Lanham et al. (2307.13702).
 
-    probes = probe(policy, problems, completions, "left", (0.0, 0.5), prompt_length=12, seed=0)
+    probes = probe(policy, problems, completions, (0.0, 0.5), prompt_length=12, seed=0)
     probes["corrupted"]["followed"]       # bool `[n]`, one per trace that was probed
 
 The traces probed are the policy's own, where they are the strategy's to the letter:
@@ -80,22 +80,24 @@ def opening(steps: str, count: int) -> str:
 
 
 def corrupt(
-    task: Task, problem: Any, strategy: str, values: Sequence[str], rng: np.random.Generator
+    task: Task, problem: Any, values: Sequence[str], rng: np.random.Generator
 ) -> tuple[str, str] | None:
-    """The strategy's steps up to one whose result is wrong, and the answer that this leads to.
+    """The steps of a trace up to one whose result is wrong, and the answer that this leads to.
 
     Args:
+      task: with one strategy.
       values: results to choose the wrong one from.
 
     Returns:
       None where it leads to the right answer all the same, as a factor of 0 may.
     """
+    (strategy,) = task.strategies
     trace = task.trace(problem, strategy)
     results = results_of(trace.steps)
     step = int(rng.integers(len(results)))
     wrong = str(rng.choice([value for value in values if value != results[step]]))
     rest = REST[task.name, strategy](problem, [*results[:step], wrong])
-    answer = task.trace(rest, "direct").answer
+    answer = task.trace(rest, strategy).answer
     written = opening(trace.steps, step + 1).rsplit(" ", 1)[0]
     return None if answer == trace.answer else (f"{written} {wrong}", answer)
 
@@ -104,7 +106,6 @@ def probe(
     policy: Policy,
     problems: Sequence[Any],
     completions: Sequence[str],
-    strategy: str,
     kept: Sequence[float],
     prompt_length: int,
     seed: int,
@@ -112,6 +113,7 @@ def probe(
     """Probe the traces of a policy.
 
     Args:
+      policy: of a task with one strategy.
       completions: the policy's own, one per problem; what is no trace of the strategy, to the
         letter and the right answer, is left out.
       kept: shares of the steps that are left before the answer.
@@ -123,6 +125,7 @@ def probe(
       that the wrong result leads to. Without a trace to probe, n is 0.
     """
     task: Task = policy.problems
+    (strategy,) = task.strategies
     rng = np.random.default_rng(seed)
     gold = [task.trace(problem, strategy) for problem in problems]
     own = [i for i, trace in enumerate(gold) if trace.completion == completions[i]]
@@ -139,7 +142,7 @@ def probe(
         written = complete(policy, problems, texts, prompt_length)
         outcomes[name] = {"correct": _correct(task, problems, written)}
     values = sorted({result for trace in gold for result in results_of(trace.steps)})
-    drawn = [(problem, corrupt(task, problem, strategy, values, rng)) for problem in problems]
+    drawn = [(problem, corrupt(task, problem, values, rng)) for problem in problems]
     spoiled = [(problem, *found) for problem, found in drawn if found is not None]
     problems, texts, wrong = zip(*spoiled) if spoiled else ((), (), ())
     written = complete(policy, problems, texts, prompt_length)
@@ -170,8 +173,8 @@ def complete(
          *text_format.tokenizer.encode(text)]
         for problem, text in zip(problems, openings, strict=True)
     ]
-    longest = [text_format.pad_id] * (prompt_length + policy.max_new_tokens)
-    ids, mask = pad_prompts([*rows, longest], text_format.pad_id)
+    length = prompt_length + policy.max_new_tokens
+    ids, mask = pad_prompts(rows, text_format.pad_id, length)
     texts = []
     for start in range(0, len(rows), BATCH):
         index = np.resize(np.arange(start, min(start + BATCH, len(rows))), BATCH)

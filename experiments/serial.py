@@ -58,19 +58,19 @@ MEASURED = 500  # examples whose mean length says how many steps a number of tok
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A problem of the study.
+    """A problem of the study, as one arm answers it.
 
     Attributes:
-      strategies: arm -> the strategy whose completions it writes.
-      tokens: that each arm trains on, prompts included.
+      task: whose only strategy is the arm's.
+      tokens: to train on, prompts included.
       test: held-out problems, the same for every cell.
       chance: accuracy on them of the answer that is most frequent in training.
     """
 
     name: str
+    arm: str
     task: Task
     text_format: TextFormat
-    strategies: dict[str, str]
     tokens: int
     test: list[Any]
     chance: float
@@ -86,7 +86,6 @@ class Cell:
     """
 
     problem: Problem
-    arm: str
     model: ModelConfig
     rows: int
     steps: int
@@ -96,7 +95,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its phase."""
-        return f"{self.problem.name}/{self.arm}/depth{self.model.num_layers}"
+        return f"{self.problem.name}/{self.problem.arm}/depth{self.model.num_layers}"
 
     def policy(self, params: Any) -> Policy:
         """The policy with these parameters."""
@@ -112,10 +111,8 @@ def set_up(config: ml_collections.ConfigDict) -> list[Cell]:
       ValueError: what cannot work, in one sentence that names the field and the mend.
     """
     check(config)
-    problems = [make_problem(config, name) for name in config.studied]
-    return [
-        cell for problem in problems for arm in ARMS for cell in make_cells(config, problem, arm)
-    ]
+    problems = [make_problem(config, name, arm) for name in config.studied for arm in ARMS]
+    return [cell for problem in problems for cell in make_cells(config, problem)]
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -139,33 +136,39 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise ValueError(f"evaluation.kept={share}: shares must be at least 0 and below 1.")
 
 
-def make_problem(config: ml_collections.ConfigDict, name: str) -> Problem:
+def make_problem(config: ml_collections.ConfigDict, name: str, arm: str) -> Problem:
     """The problem of that name, with its held-out instances."""
     settings = config.problems[name]
-    task = make_task(settings.task, **settings.arguments)
-    strategies = {"direct": "direct", "filler": "filler", "trace": settings.trace}
+    strategy = settings.trace if arm == "trace" else arm
+    task = make_task(settings.task, (strategy,), **settings.arguments)
+    if arm == "trace" and (task.name, strategy) not in faithfulness.REST:
+        known = (trace for of, trace in faithfulness.REST if of == task.name)
+        raise ValueError(
+            f"problems.{name}.trace={strategy!r}: of {task.name} the probes know {', '.join(known)}"
+            "."
+        )
     test = distinct_problems(task, "test", config.seed, config.evaluation.problems)
-    stream = task.stream("train", config.seed)
-    answers = Counter(task.trace(next(stream), "direct").answer for _ in range(MEASURED))
+    trained = itertools.islice(task.stream("train", config.seed), MEASURED)
+    answers = Counter(task.trace(problem, strategy).answer for problem in trained)
     likely = answers.most_common(1)[0][0]
     chance = float(np.mean([task.verify(problem, likely).correct for problem in test]))
     text_format = sources.make_format(config, task)
-    return Problem(name, task, text_format, strategies, settings.tokens, test, chance)
+    return Problem(name, arm, task, text_format, settings.tokens, test, chance)
 
 
-def make_cells(config: ml_collections.ConfigDict, problem: Problem, arm: str) -> list[Cell]:
-    """The cells of one arm, a depth each."""
-    sample = examples_of(problem, arm, config.seed, MEASURED)
+def make_cells(config: ml_collections.ConfigDict, problem: Problem) -> list[Cell]:
+    """The cells of one arm of a problem, a depth each."""
+    sample = examples_of(problem, config.seed, MEASURED)
     rows, at_once = config.training.rows, config.training.steps_at_once
     a_step = rows * np.mean([example.longest for example in sample])
     steps = at_once * round(problem.tokens / (a_step * at_once))
     if steps < 1:
         raise ValueError(
-            f"problems.{problem.name}.tokens={problem.tokens}: {at_once} steps of {arm} read "
-            f"{at_once * a_step:.0f}; raise it."
+            f"problems.{problem.name}.tokens={problem.tokens}: {at_once} steps of {problem.arm} "
+            f"read {at_once * a_step:.0f}; raise it."
         )
-    prompts = [problem.text_format.prompt_ids(problem.task.prompt(p)) for p in problem.test]
-    prompt = max(*(len(example.prompt) for example in sample), *map(len, prompts))
+    asked = [problem.text_format.prompt_ids(problem.task.prompt(each)) for each in problem.test]
+    prompt = max(*(len(example.prompt) for example in sample), *map(len, asked))
     completion = 1 + max(len(example.traces[0]) for example in sample)
     cells = []
     for depth in config.depths:
@@ -173,14 +176,21 @@ def make_cells(config: ml_collections.ConfigDict, problem: Problem, arm: str) ->
         # The probes put a trace before the completion.
         shape.model.update(num_layers=depth, max_length=prompt + 2 * completion)
         model = sources.make_model(shape, problem.text_format)
-        cells.append(Cell(problem, arm, model, rows, steps, prompt, completion))
+        cells.append(Cell(problem, model, rows, steps, prompt, completion))
     return cells
 
 
-def examples_of(problem: Problem, arm: str, seed: int, count: int) -> list[pipelines.Example]:
-    """Training problems, each with the completion that the arm writes."""
-    strategies = (problem.strategies[arm],)
-    return pipelines.named_examples(problem.task, problem.text_format, strategies, seed, count)
+def examples_of(problem: Problem, seed: int, count: int) -> list[pipelines.Example]:
+    """The first `count` training problems, each with the completion that the arm writes."""
+    return pipelines.named_examples(problem.task, problem.text_format, seed, count)
+
+
+def first_examples(
+    cells: Sequence[Cell], config: ml_collections.ConfigDict
+) -> list[list[pipelines.Example]]:
+    """What tells whether a resumed run reads the same: the first examples of every arm."""
+    problems = {id(cell.problem): cell.problem for cell in cells}.values()
+    return [examples_of(problem, config.seed, MEASURED) for problem in problems]
 
 
 @functools.cache
@@ -294,18 +304,18 @@ def run_cell(
         "parameters": count_parameters(cell.model),
         "seconds": seconds,
     }
-    if cell.arm == "trace":
+    if cell.problem.arm == "trace":
         figures["validity"] = float(np.mean([found.validity for found in judged]))
         probed = [
             faithfulness.probe(
                 cell.policy(params), cell.problem.test, found.completions[:, 0],
-                cell.problem.strategies["trace"], config.evaluation.kept, cell.longest_prompt, seed,
+                config.evaluation.kept, cell.longest_prompt, seed,
             )
             for seed, params, found in zip(seeds, policies, judged, strict=True)
         ]
         figures["probes"] = {
-            name: {of: over_seeds([p[name][of] for p in probed]) for of in probed[0][name]}
-            for name in probed[0]
+            name: {of: over_seeds([each[name][of] for each in probed]) for of in outcomes}
+            for name, outcomes in probed[0].items()
         }
     return None, figures
 
@@ -324,21 +334,29 @@ def over_seeds(outcomes: Sequence[np.ndarray]) -> dict[str, Any] | None:
     return {**whole, "seeds": each}
 
 
-def study(run: Run, cells: Sequence[Cell], config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Every cell in turn, each a phase of the run; then the plot."""
+def study(
+    run: Run,
+    cells: Sequence[Cell],
+    first: list[list[pipelines.Example]],
+    config: ml_collections.ConfigDict,
+) -> dict[str, Any]:
+    """Every cell in turn, each a phase of the run; then the plot.
+
+    Args:
+      first: examples, for the run's fingerprint; the cells write theirs when they need them.
+    """
+    del first
     found = []
-    for (problem, arm), group in itertools.groupby(cells, key=lambda c: (c.problem.name, c.arm)):
-        group = list(group)
-        count = group[0].rows * group[0].steps
-        # Written once for all depths, and only where one of them is still to be trained.
-        examples = functools.cache(
-            partial(examples_of, group[0].problem, arm, config.seed, count)
-        )
-        for cell in group:
+    for _, group in itertools.groupby(cells, key=lambda cell: id(cell.problem)):
+        depths = list(group)
+        problem, count = depths[0].problem, depths[0].rows * depths[0].steps
+        # Once for all depths, and only where one of them is still to be trained.
+        examples = functools.cache(partial(examples_of, problem, config.seed, count))
+        for cell in depths:
             work = partial(run_cell, run, cell, config, examples)
             _, figures = run.phase(cell.name, work, steps=cell.steps)
-            about = {"problem": problem, "arm": arm, "depth": cell.model.num_layers}
-            found.append({**about, "chance": cell.problem.chance, **figures})
+            about = {"problem": problem.name, "arm": problem.arm, "depth": cell.model.num_layers}
+            found.append({**about, "chance": problem.chance, **figures})
     plot(found).savefig(run.path / "plots" / "accuracy_by_depth.png", dpi=120)
     return {"cells": found}
 
@@ -403,23 +421,10 @@ def probe_lines(cell: str, probes: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def identify(cells: Sequence[Cell]) -> list[Any]:
-    """What the cells read: tokenizers, held-out problems and the first training examples."""
-    return [
-        (
-            cell.problem.text_format.tokenizer.fingerprint,
-            [cell.problem.task.prompt(problem) for problem in cell.problem.test],
-            examples_of(cell.problem, cell.arm, 0, 20),
-        )
-        for cell in cells
-    ]
-
-
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Run the study, or report the finished one."""
     launch.run_study(
-        PROGRAM, config, workdir, build=set_up, identify=identify,
-        work=partial(study, config=config), table=table,
+        PROGRAM, config, workdir, build=set_up, make_data=first_examples, work=study, table=table
     )
 
 

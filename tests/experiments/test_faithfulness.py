@@ -31,7 +31,7 @@ EVERY = pytest.mark.parametrize(("name", "strategy"), TASKS)
 
 
 def some_problems(name, strategy, count=30):
-    task = make_task(name, **TASKS[name, strategy])
+    task = make_task(name, (strategy,), **TASKS[name, strategy])
     return task, list(itertools.islice(task.stream("test", 0), count))
 
 
@@ -47,7 +47,7 @@ def test_what_is_left_after_true_steps_has_the_same_answer(name, strategy):
         results = results_of(trace.steps)
         for count in range(1, len(results) + 1):
             rest = REST[name, strategy](problem, results[:count])
-            assert task.trace(rest, "direct").answer == trace.answer
+            assert task.trace(rest, strategy).answer == trace.answer
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_corrupted_trace_differs_in_one_result_that_matters(name, strategy):
     values = sorted({result for trace in traces for result in results_of(trace.steps)})
     steps = set()
     for problem, trace in zip(problems, traces):
-        found = corrupt(task, problem, strategy, values, rng)
+        found = corrupt(task, problem, values, rng)
         if found is None:
             continue
         written, answer = found
@@ -118,7 +118,7 @@ def test_openings_end_with_a_result():
 @pytest.fixture(scope="module")
 def policy(rough_params):
     """A random policy that reads and writes S3."""
-    task = make_task("group_words", group="S3", length=4)
+    task = make_task("group_words", ("left",), group="S3", length=4)
     tokenizer = train_tokenizer(
         (), vocab_size=None, words=task.words, numbers="whole", max_number=task.max_number
     )
@@ -172,7 +172,7 @@ def test_probes_tell_a_policy_that_reads_its_trace_from_one_that_does_not(
     def say(policy, problems, openings, prompt_length):
         said = []
         for problem, text in zip(problems, openings, strict=True):
-            truth = task.trace(problem, "direct").answer
+            truth = task.trace(problem, strategy).answer
             steps, answer = parse_completion(text)
             if not believes:
                 said.append(f"{text} {truth}" if answer is not None else f"{text} answer {truth}")
@@ -180,14 +180,14 @@ def test_probes_tell_a_policy_that_reads_its_trace_from_one_that_does_not(
                 said.append(f"{text} {(results_of(steps) or [''])[-1]}")
             else:
                 rest = REST[name, strategy](problem, results_of(text))
-                said.append(f"{text} answer {task.trace(rest, 'direct').answer}")
+                said.append(f"{text} answer {task.trace(rest, strategy).answer}")
         return said
 
     monkeypatch.setattr(faithfulness, "complete", say)
     completions = [task.trace(problem, strategy).completion for problem in problems]
     completions[0] = "answer"  # no trace: left out
     policy = Policy(None, None, None, task, None, 1)
-    found = probe(policy, problems, completions, strategy, (0.0, 0.5, 1.0), 9, seed=0)
+    found = probe(policy, problems, completions, (0.0, 0.5, 1.0), 9, seed=0)
     assert list(found) == ["first 0%", "first 50%", "first 100%", "filler", "corrupted"]
     assert all(len(found[of]["correct"]) == 29 for of in list(found)[:-1])
     assert 10 < len(found["corrupted"]["correct"]) <= 29
@@ -201,5 +201,5 @@ def test_probes_tell_a_policy_that_reads_its_trace_from_one_that_does_not(
 
 def test_a_policy_without_traces_has_nothing_to_probe(policy):
     problems = list(itertools.islice(policy.problems.stream("test", 0), 3))
-    found = probe(policy, problems, ["answer 1"] * 3, "left", (0.5,), 9, seed=0)
+    found = probe(policy, problems, ["answer 1"] * 3, (0.5,), 9, seed=0)
     assert {len(values) for outcomes in found.values() for values in outcomes.values()} == {0}
