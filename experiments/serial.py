@@ -62,6 +62,7 @@ class Problem:
 
     Attributes:
       task: whose only strategy is the arm's.
+      trained: the same task, whose training problems may be drawn in another way.
       tokens: to train on, prompts included.
       test: held-out problems, the same for every cell.
       chance: accuracy on them of the answer that is most frequent in training.
@@ -70,6 +71,7 @@ class Problem:
     name: str
     arm: str
     task: Task
+    trained: Task
     text_format: TextFormat
     tokens: int
     test: list[Any]
@@ -141,6 +143,7 @@ def make_problem(config: ml_collections.ConfigDict, name: str, arm: str) -> Prob
     settings = config.problems[name]
     strategy = settings.trace if arm == "trace" else arm
     task = make_task(settings.task, (strategy,), **settings.arguments)
+    trained = make_task(settings.task, (strategy,), **{**settings.arguments, **settings.trained})
     if arm == "trace" and (task.name, strategy) not in faithfulness.REST:
         known = (trace for of, trace in faithfulness.REST if of == task.name)
         raise ValueError(
@@ -148,12 +151,12 @@ def make_problem(config: ml_collections.ConfigDict, name: str, arm: str) -> Prob
             "."
         )
     test = distinct_problems(task, "test", config.seed, config.evaluation.problems)
-    trained = itertools.islice(task.stream("train", config.seed), MEASURED)
-    answers = Counter(task.trace(problem, strategy).answer for problem in trained)
+    read = itertools.islice(trained.stream("train", config.seed), MEASURED)
+    answers = Counter(trained.trace(problem, strategy).answer for problem in read)
     likely = answers.most_common(1)[0][0]
     chance = float(np.mean([task.verify(problem, likely).correct for problem in test]))
     text_format = sources.make_format(config, task)
-    return Problem(name, arm, task, text_format, settings.tokens, test, chance)
+    return Problem(name, arm, task, trained, text_format, settings.tokens, test, chance)
 
 
 def make_cells(config: ml_collections.ConfigDict, problem: Problem) -> list[Cell]:
@@ -182,7 +185,7 @@ def make_cells(config: ml_collections.ConfigDict, problem: Problem) -> list[Cell
 
 def examples_of(problem: Problem, seed: int, count: int) -> list[pipelines.Example]:
     """The first `count` training problems, each with the completion that the arm writes."""
-    return pipelines.named_examples(problem.task, problem.text_format, seed, count)
+    return pipelines.named_examples(problem.trained, problem.text_format, seed, count)
 
 
 def first_examples(

@@ -11,19 +11,34 @@ from experiments.configs import countdown
 PRESETS = ("quick", "full")
 
 
-def problem(task: str, trace: str, tokens: int, **arguments: int | str) -> dict:
+def problem(
+    task: str, trace: str, tokens: int, arguments: dict, trained: dict | None = None
+) -> dict:
     """A problem of the study.
 
     Args:
       task, arguments: of `reasoning.data.tasks.make_task`.
       trace: the strategy that the third arm writes.
       tokens: that each arm trains on, prompts included.
+      trained: arguments that are others for the training problems.
     """
-    return {"task": task, "arguments": arguments, "trace": trace, "tokens": tokens}
+    return {
+        "task": task, "trace": trace, "tokens": tokens, "arguments": arguments,
+        "trained": trained or {},
+    }
+
+
+def words(group: str, length: int, tokens: int) -> dict:
+    """Words of a group; in training any number of their elements is the identity.
+
+    Without that no policy here learns even sums of five numbers modulo 6 at once.
+    """
+    arguments = {"group": group, "length": length}
+    return problem("group_words", "left", tokens, arguments, {"sparse": True})
 
 
 PROBLEMS = {
-    "S3": problem("group_words", "left", 1_500_000, group="S3", length=8),
+    "S3": words("S3", 5, 2_000_000),
 }
 
 

@@ -1,6 +1,7 @@
 """Group words: the tables against numpy, the folds against one another, verdicts and traces."""
 
 import itertools
+import math
 import random
 
 import numpy as np
@@ -18,7 +19,8 @@ from reasoning.data.tasks.group_words import (
     split_steps,
 )
 
-ORDERS = {"S3": 6, "S4": 24, "S5": 120, "A5": 60, **{f"C{n}": n for n in range(2, 13)}}
+ORDERS = {"S3": 6, "S4": 24, "S5": 120, "A5": 60, **{f"C{n}": n for n in range(2, 13)},
+          "C60": 60}
 GROUPS = pytest.mark.parametrize("group", DEGREES)
 TASK = GroupWords("S3", length=4)
 WORD = (3, 1, 4, 2)  # left: 3 1 = 5 5 4 = 2 2 2 = 0
@@ -47,7 +49,7 @@ def test_tables_are_those_of_a_group(group):
     assert (table != table.T).any() == (group[0] != "C")  # whether the order of operands matters
 
 
-@pytest.mark.parametrize("order", range(2, 13))
+@pytest.mark.parametrize("order", [*range(2, 13), 60])
 def test_cyclic_groups_are_rotations(order):
     """By brute force: all permutations that keep the circle of points, but do not mirror it."""
     points = range(order)
@@ -232,9 +234,9 @@ def test_two_elements_leave_only_one_fold():
     ("arguments", "message"),
     [
         ({"group": "S6"}, "group='S6': must be one of S3, S4, S5, A5, C2, C3, C4, C5, C6, C7, C8, "
-                          "C9, C10, C11, C12."),
+                          "C9, C10, C11, C12, C60."),
         ({"group": "C1"}, "group='C1': must be one of S3, S4, S5, A5, C2, C3, C4, C5, C6, C7, C8, "
-                          "C9, C10, C11, C12."),
+                          "C9, C10, C11, C12, C60."),
         ({"length": 1}, "length=1: a product needs at least 2 elements."),
     ],
 )
@@ -242,3 +244,22 @@ def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError) as error:
         GroupWords(**arguments)
     assert str(error.value) == message
+
+
+def test_sparse_words_have_any_number_of_elements_that_are_not_the_identity():
+    dense, sparse = GroupWords("A5", length=4), GroupWords("A5", length=4, sparse=True)
+    words = [sparse.sample(0, index) for index in range(4000)]
+    assert [len(word) for word in words] == [4] * 4000
+    assert all(
+        element in (0, full)
+        for index, word in enumerate(words)
+        for element, full in zip(word, dense.sample(0, index))
+    )
+    # 1 to 4 elements are drawn, each number as often, and one of 60 drawn is the identity.
+    counts = np.bincount([np.count_nonzero(word) for word in words], minlength=5)
+    binomial = [[math.comb(n, k) * (59 / 60) ** k / 60 ** (n - k) for k in range(5)]
+                for n in (1, 2, 3, 4)]
+    expected = 1000 * np.sum(binomial, axis=0)
+    assert (abs(counts - expected) < 5 * np.sqrt(expected) + 1).all()
+    drawn = np.bincount([place for word in words for place in np.flatnonzero(word)])
+    assert (abs(drawn - drawn.mean()) < 5 * np.sqrt(drawn.mean())).all()

@@ -44,7 +44,7 @@ Word = tuple[int, ...]  # a problem: the elements in the order of the prompt
 Places = Iterable[int]  # a way to reduce a word: where the next two neighbours are multiplied
 
 # group -> how many points it permutes
-DEGREES = {"S3": 3, "S4": 4, "S5": 5, "A5": 5, **{f"C{n}": n for n in range(2, 13)}}
+DEGREES = {"S3": 3, "S4": 4, "S5": 5, "A5": 5, **{f"C{n}": n for n in (*range(2, 13), 60)}}
 
 
 @functools.cache
@@ -91,8 +91,10 @@ class GroupWords:
 
     Args:
       group: S3 (6 elements), S4 (24), S5 (120), A5 (60, the smallest that is not solvable), or C2
-        to C12 (cyclic: the order of the elements does not matter).
+        to C12 and C60 (cyclic: the order of the elements does not matter).
       length: how many elements a word has.
+      sparse: any number of them is the identity: short words within long ones, from which products
+        are learned one factor after another (arXiv 2410.03569).
     """
 
     name = "group_words"
@@ -100,19 +102,22 @@ class GroupWords:
     num_traces = len(strategies)
     words = (":", "=", ".", "answer")
 
-    def __init__(self, group: str = "S3", length: int = 8) -> None:
+    def __init__(self, group: str = "S3", length: int = 8, sparse: bool = False) -> None:
         if group not in DEGREES:
             raise ValueError(f"group={group!r}: must be one of {', '.join(DEGREES)}.")
         if length < 2:
             raise ValueError(f"length={length}: a product needs at least 2 elements.")
-        self.group, self.length = group, length
+        self.group, self.length, self.sparse = group, length, sparse
         self.max_number = len(elements(group)) - 1
         self._table = multiplication_table(group)
 
     def sample(self, seed: int, index: int) -> Word:
-        """Elements drawn uniformly."""
+        """Elements drawn uniformly; the others of a sparse word are the identity."""
         rng = random.Random(f"group_words/{seed}/{index}")
-        return tuple(rng.randint(0, self.max_number) for _ in range(self.length))
+        word = tuple(rng.randint(0, self.max_number) for _ in range(self.length))
+        count = rng.randint(1, self.length) if self.sparse else self.length
+        kept = rng.sample(range(self.length), count)
+        return tuple(element if place in kept else 0 for place, element in enumerate(word))
 
     def stream(self, split: Split, seed: int) -> Iterator[Word]:
         """The endless stream of a split's problems, in the order of their index."""
