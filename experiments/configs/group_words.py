@@ -1,7 +1,7 @@
 """Group words: the product of n group elements, by five strategies that all reach it.
 
     --config=experiments/configs/group_words.py        S3, eight elements
-    --config=experiments/configs/group_words.py:S5     another group: S3, S4, S5, A5 C2 to C12, C60
+    --config=experiments/configs/group_words.py:S5     another group: S3, S4, S5, A5 or C2 to C12
 """
 
 import ml_collections

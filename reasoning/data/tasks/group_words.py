@@ -44,7 +44,7 @@ Word = tuple[int, ...]  # a problem: the elements in the order of the prompt
 Places = Iterable[int]  # a way to reduce a word: where the next two neighbours are multiplied
 
 # group -> how many points it permutes
-DEGREES = {"S3": 3, "S4": 4, "S5": 5, "A5": 5, **{f"C{n}": n for n in (*range(2, 13), 60)}}
+DEGREES = {"S3": 3, "S4": 4, "S5": 5, "A5": 5, **{f"C{n}": n for n in range(2, 13)}}
 
 
 @functools.cache
@@ -91,7 +91,7 @@ class GroupWords:
 
     Args:
       group: S3 (6 elements), S4 (24), S5 (120), A5 (60, the smallest that is not solvable), or C2
-        to C12 and C60 (cyclic: the order of the elements does not matter).
+        to C12 (cyclic: the order of the elements does not matter).
       length: how many elements a word has.
       sparse: any number of them is the identity: short words within long ones, from which products
         are learned one factor after another (arXiv 2410.03569).
