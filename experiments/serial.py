@@ -1,7 +1,6 @@
 """Why intermediate tokens matter: answers at once, after fillers, or after a written trace.
 
-    python -m experiments.serial --config=experiments/configs/serial.py --workdir=runs/serial \
-        --jax_num_cpu_devices=2
+    python -m experiments.serial --config=experiments/configs/serial.py --workdir=runs/serial
 
 A decoder of constant depth computes in parallel, and an answer that it gives at once is the work of
 so many layers; a trace makes a step of each token (2402.12875). For each problem, depth and arm,
