@@ -15,7 +15,7 @@ from experiments.configs import countdown
 TASKS = {
     "S4": ("group_words", {"group": "S4", "length": 6}, ("left", "right", "tree"), 700),
     "multiplication": (
-        "multiplication", {}, ("schoolbook", "columns", "distributive"), 900
+        "multiplication", {}, ("schoolbook", "columns", "distributive"), 1500
     ),
     "expressions": ("expressions", {}, ("postorder", "levels", "shift_reduce"), 900),
     "countdown": ("countdown", {}, (), 1000),
@@ -39,7 +39,7 @@ def get_config(preset: str = "S4") -> ml_collections.ConfigDict:
         config.pretrain.steps = 0
         config.model.num_strategies = len(strategies)
         config.finetune.steps = steps
-        config.finetune.learning_rate = 1e-2
+        config.finetune.learning_rate = 3e-3
     config.seeds = 3 if scale else 1
     config.evaluation.problems = 400 if scale else 200
     config.evaluation.validation_problems = 100
