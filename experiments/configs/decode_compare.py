@@ -13,11 +13,11 @@ from experiments.configs import countdown
 
 # Task: (name, arguments, strategies that its tags stand for, fine-tuning steps).
 TASKS = {
-    "S4": ("group_words", {"group": "S4", "length": 6}, ("left", "right", "tree"), 700),
+    "S4": ("group_words", {"group": "S4", "length": 5}, ("left", "right", "tree"), 1200),
     "multiplication": (
         "multiplication", {}, ("schoolbook", "columns", "distributive"), 1500
     ),
-    "expressions": ("expressions", {}, ("postorder", "levels", "shift_reduce"), 900),
+    "expressions": ("expressions", {}, ("postorder", "levels", "shift_reduce"), 2400),
     "countdown": ("countdown", {}, (), 1000),
 }
 
