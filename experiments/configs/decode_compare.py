@@ -17,7 +17,7 @@ TASKS = {
     "multiplication": (
         "multiplication", {}, ("schoolbook", "columns", "distributive"), 1500
     ),
-    "expressions": ("expressions", {}, ("postorder", "levels", "shift_reduce"), 2400),
+    "expressions": ("expressions", {}, ("postorder", "levels", "shift_reduce"), 1500),
     "countdown": ("countdown", {}, (), 1000),
 }
 
