@@ -5,12 +5,14 @@
 
 1. A policy of 0.1M parameters learns to multiply eight elements of a group from problems of two
    kinds: a little over half of them with the bare answer, which it cannot find without steps, the
-   others with every step. Nothing in the prompt says which of the two is wanted.
+   others with every step. Nothing in the prompt says which of the two is wanted. The toss of a coin
+   words each step in one of two ways, `3 1 = 5` or `3 1 . 5`.
 2. Greedy decoding opens with the likelier kind: the bare answer, a guess.
 3. The other kind is there. Sampling finds it now and then, and a vote over samples prefers it, for
    guesses do not agree. CoT-decoding (arXiv 2402.10200) goes on from each of the k likeliest first
    tokens and believes the path whose answer is certain, as long as every one of these tokens is
    plausible: a token that the policy would hardly write opens a path that is wrong and certain.
+   The likelihood of a path does not tell: any one wording of the steps is less likely than a guess.
 4. Reinforcement learning with the verifier's reward makes the steps the default, and greedy
    decoding solves the task.
 """
@@ -77,6 +79,12 @@ def build(config: ml_collections.ConfigDict) -> Setup:
         raise ValueError(
             f"task.strategies={config.task.strategies}: must be 'direct' and one that writes steps."
         )
+    for sign in config.hidden.signs:
+        if sign not in setup.task.words:
+            raise ValueError(
+                f"hidden.signs={config.hidden.signs}: {sign!r} is no word of {setup.task.name}; "
+                f"choose among {', '.join(setup.task.words)}."
+            )
     if max(config.hidden.branches) > setup.model.vocab_size:
         raise ValueError(
             f"hidden.branches={config.hidden.branches}: there are {setup.model.vocab_size} tokens "
@@ -97,6 +105,8 @@ def check_hidden(config: ml_collections.ConfigDict) -> None:
     for name in ("direct_share", "floor"):
         if not 0 < hidden[name] < 1:
             raise ValueError(f"hidden.{name}={hidden[name]}: must be between 0 and 1.")
+    if not hidden.signs:
+        raise ValueError("hidden.signs=(): give the sign of a step, and others in its place.")
     if hidden.samples < 1:
         raise ValueError(f"hidden.samples={hidden.samples}: must be at least 1.")
     if not hidden.branches or min(hidden.branches) < 1:
@@ -114,18 +124,30 @@ def check_hidden(config: ml_collections.ConfigDict) -> None:
 def make_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
     """The mixture: of each problem the bare answer, or every step, as chance will have it.
 
+    In the steps the first of `hidden.signs` becomes any of them, each time as chance will have it.
+
     Raises:
       ValueError: a row is longer than the model reads.
     """
     count = config.finetune.problems
     both = named_examples(setup.task, setup.text_format, config.seed, count)
     check_rows(setup, both)
-    direct = np.random.default_rng(config.seed).random(count) < config.hidden.direct_share
-    mixture = [
-        dataclasses.replace(example, traces=example.traces[:1] if bare else example.traces[1:])
-        for example, bare in zip(both, direct, strict=True)
-    ]
+    rng = np.random.default_rng(config.seed)
+    signs = [setup.text_format.tokenizer.encode(sign)[0] for sign in config.hidden.signs]
+    direct = rng.random(count) < config.hidden.direct_share
+    mixture = []
+    for example, bare in zip(both, direct, strict=True):
+        answer, steps = example.traces
+        trace = answer if bare else reworded(steps, signs, rng)
+        mixture.append(dataclasses.replace(example, traces=(trace,)))
     return Data(mixture, rl_problems(setup, config.rl, config.seed))
+
+
+def reworded(
+    trace: Sequence[int], signs: Sequence[int], rng: np.random.Generator
+) -> tuple[int, ...]:
+    """The trace with any one of the signs at each place where it has the first of them."""
+    return tuple(signs[rng.integers(len(signs))] if token == signs[0] else token for token in trace)
 
 
 def one_seed(

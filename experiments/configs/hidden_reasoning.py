@@ -15,6 +15,7 @@ def hidden_settings() -> ml_collections.ConfigDict:
     """What the policy learns from, and how it is decoded."""
     hidden = ml_collections.ConfigDict()
     hidden.direct_share = 0.55  # of the training problems; the rest have the steps
+    hidden.signs = ("=", ".")  # a step has any of them in place of the first
     hidden.samples = 10  # of a problem at temperature 1, for the vote
     hidden.branches = (2, 3, 4, 6, 10)  # first tokens that CoT-decoding goes on from
     hidden.floor = 0.02  # the least probable first token that the floor lets pass

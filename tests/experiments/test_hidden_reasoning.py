@@ -133,18 +133,29 @@ def test_the_mixture_has_one_completion_a_problem_and_the_share_that_is_asked_fo
     config.finetune.problems, config.hidden.direct_share = 800, 0.3
     setup = hidden.build(config)
     task, text_format = setup.task, setup.text_format
-    examples, direct, prompts = hidden.make_data(setup, config).examples, 0, set()
+    examples, direct, prompts, signs = hidden.make_data(setup, config).examples, 0, set(), []
     for example in examples:
         (trace,) = example.traces
         prompt = text_format.tokenizer.decode(example.prompt)
         word = tuple(map(int, prompt.split()[:3]))
         assert prompt == task.prompt(word)
         texts = [task.trace(word, name).completion for name in ("direct", "left")]
-        direct += texts.index(text_format.completion_text(trace)) == 0
+        written = text_format.completion_text(trace)
+        signs += [word for word in written.split() if word in ("=", ".")]
+        direct += texts.index(written.replace(".", "=")) == 0
         prompts.add(prompt)
     assert len(examples) == 800
     assert abs(direct / 800 - 0.3) < 0.06  # nearly four deviations
+    assert len(signs) == 2 * (800 - direct)
+    assert abs(signs.count(".") / len(signs) - 0.5) < 0.06  # four deviations
     assert not prompts & {task.prompt(problem) for problem in setup.test}
+
+
+def test_each_sign_of_a_trace_is_drawn_anew():
+    rng, trace = np.random.default_rng(0), (5, 3, 1, 3, 7, 3)
+    drawn = {hidden.reworded(trace, (3, 7), rng) for _ in range(200)}
+    assert drawn == {(5, a, 1, b, 7, c) for a in (3, 7) for b in (3, 7) for c in (3, 7)}
+    assert hidden.reworded(trace, (3,), rng) == trace
 
 
 def test_results_hold_every_figure_with_its_interval(finished):
@@ -219,6 +230,8 @@ def test_a_run_that_was_stopped_before_rl_ends_with_the_same_figures(
     [
         ("hidden.direct_share", 1.0, "hidden.direct_share=1.0: must be between 0 and 1"),
         ("hidden.floor", 0.0, "hidden.floor=0.0: must be between 0 and 1"),
+        ("hidden.signs", (), "hidden.signs=(): give the sign of a step"),
+        ("hidden.signs", ("=", "so"), "hidden.signs=('=', 'so'): 'so' is no word of group_words"),
         ("hidden.samples", 0, "hidden.samples=0: must be at least 1"),
         ("hidden.branches", (0, 2), "hidden.branches=(0, 2): give one or more"),
         ("hidden.branches", (2, 999), "hidden.branches=(2, 999): there are"),
