@@ -9,9 +9,9 @@ directory (`reasoning.runtime.runs`).
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import ml_collections
@@ -33,7 +33,7 @@ from reasoning.evaluation.policies import (
 from reasoning.learning import assignment
 from reasoning.learning.losses import check_reduction
 from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
-from reasoning.learning.updates import init_state, sft_update
+from reasoning.learning.updates import TrainState, init_state, sft_update
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import spread_strategies
 from reasoning.rewards.host import HostFunction
@@ -45,6 +45,8 @@ from reasoning.sampling.sampler import OWN_TAG, check_lengths
 
 PROGRAM = "experiments.sft"
 Phase = Literal["pretrain", "finetune"]
+Batch = TypeVar("Batch")
+Updated = tuple[TrainState, dict[str, jax.Array]]
 
 COUNTS = (
     "seeds", "pretrain.problems", "pretrain.buckets", "finetune.problems",
@@ -248,34 +250,10 @@ def train(
     """
     settings, loss = config[phase], config.loss
     optimizer = make_optimizer(optimizer_config(settings))
-    state, start, spent = run.resume(
-        init_state(params, optimizer), {"tokens": 0.0, "seconds": 0.0}
-    )
-    spent["steps"] = settings.steps
-    batches = pipelines.trace_batches(
-        examples,
-        rows=settings.rows,
-        buckets=pipelines.bucket_lengths(examples, settings.buckets),
-        num_batches=settings.steps,
-        pad_id=setup.text_format.pad_id,
-        seed=seed,
-        first=start,
-    )
     key = launch.run_key(seed, "assign")
     longest_prompt = max(len(example.prompt) for example in examples)
-    name = name or ("base" if phase == "pretrain" else arm)
-    progress = Progress(name, settings.steps, done=start)
-    before = time.monotonic() - spent["seconds"]
 
-    def record(step: int, metrics: dict[str, jax.Array]) -> None:
-        values = jax.device_get(metrics)
-        run.log_metrics(name, step, {"seed": seed, **values})
-        progress.advance(float(values["tokens"]), nll=float(values["trace_nll"]))
-        spent["tokens"] += float(values["tokens"])
-        spent["seconds"] = time.monotonic() - before
-
-    waiting = None
-    for step, batch in enumerate(batches, start):
+    def update(state: TrainState, step: int, batch: pipelines.TraceBatch) -> Updated:
         batch = shard_rows(batch, setup.mesh)
         tags, matching = assignment.assign(
             arm,
@@ -296,10 +274,74 @@ def train(
             reduction=loss.reduction,
             tag_is_label=loss.tag_is_label,
         )
+        return state, {**metrics, **matching}
+
+    name = name or ("base" if phase == "pretrain" else arm)
+    batches = partial(example_batches, setup, examples, settings, seed)
+    return train_steps(run, init_state(params, optimizer), batches, update, settings, name, seed)
+
+
+def example_batches(
+    setup: Setup,
+    examples: list[pipelines.Example],
+    settings: ml_collections.ConfigDict,
+    seed: int,
+    first: int,
+) -> Iterator[pipelines.TraceBatch]:
+    """The batches of a phase from the batch `first` on."""
+    return pipelines.trace_batches(
+        examples,
+        rows=settings.rows,
+        buckets=pipelines.bucket_lengths(examples, settings.buckets),
+        num_batches=settings.steps,
+        pad_id=setup.text_format.pad_id,
+        seed=seed,
+        first=first,
+    )
+
+
+def train_steps(
+    run: Run,
+    state: TrainState,
+    batches: Callable[[int], Iterator[Batch]],
+    update: Callable[[TrainState, int, Batch], Updated],
+    settings: ml_collections.ConfigDict,
+    name: str,
+    seed: int,
+    shown: str = "trace_nll",
+) -> tuple[Any, dict[str, float]]:
+    """Train through `update(state, step, batch)`, from the start or from where the run stopped.
+
+    Args:
+      state: at the start.
+      batches: those from a step on.
+      update: returns the next state and its metrics, `tokens` and `shown` among them.
+      settings: a section with `steps`.
+      name: of the phase in metrics.jsonl.
+      shown: the metric that the progress tells.
+
+    Returns:
+      as `train`.
+    """
+    state, start, spent = run.resume(state, {"tokens": 0.0, "seconds": 0.0})
+    spent["steps"] = settings.steps
+    progress = Progress(name, settings.steps, done=start)
+    before = time.monotonic() - spent["seconds"]
+
+    def record(step: int, metrics: dict[str, jax.Array]) -> None:
+        values = jax.device_get(metrics)
+        run.log_metrics(name, step, {"seed": seed, **values})
+        progress.advance(float(values["tokens"]), **{shown: float(values[shown])})
+        spent["tokens"] += float(values["tokens"])
+        spent["seconds"] = time.monotonic() - before
+
+    waiting = None
+    for step, batch in enumerate(batches(start), start):
+        state, metrics = update(state, step, batch)
         # The metrics of the step before are ready: reading them does not make the device wait.
         if waiting:
             record(*waiting)
-        waiting = step, {**metrics, **matching}
+        waiting = step, metrics
         if step + 1 == settings.steps or run.due():
             record(*waiting)
             waiting = None

@@ -62,7 +62,8 @@ class Example:
         return len(self.prompt) + 1 + max(map(len, self.traces))
 
 
-def _example(text_format: TextFormat, prompt: str, completions: Sequence[str]) -> Example:
+def make_example(text_format: TextFormat, prompt: str, completions: Sequence[str]) -> Example:
+    """A problem's prompt and completions as ids."""
     traces = tuple(text_format.completion_ids(text) for text in completions)
     return Example(tuple(text_format.prompt_ids(prompt)), traces)
 
@@ -109,7 +110,7 @@ def strategy_examples(
     solved = _solved_problems(task, seed, count, task.completions)
     for index, (problem, completions) in enumerate(solved):
         random.Random(f"order/{seed}/{index}").shuffle(completions)
-        examples.append(_example(text_format, task.prompt(problem), completions))
+        examples.append(make_example(text_format, task.prompt(problem), completions))
     return examples
 
 
@@ -129,7 +130,7 @@ def named_examples(
         return [] if None in traces else [trace.completion for trace in traces]
 
     solved = _solved_problems(task, seed, count, write)
-    return [_example(text_format, task.prompt(problem), texts) for problem, texts in solved]
+    return [make_example(text_format, task.prompt(problem), texts) for problem, texts in solved]
 
 
 def practice_examples(
@@ -147,7 +148,7 @@ def practice_examples(
         return [] if completion is None else [completion]
 
     return [
-        _example(text_format, task.prompt(problem), completions)
+        make_example(text_format, task.prompt(problem), completions)
         for problem, completions in _solved_problems(task, seed, count, write)
     ]
 

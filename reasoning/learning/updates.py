@@ -42,6 +42,29 @@ def label_mask(batch: TraceBatch, tag_is_label: bool) -> jax.Array:
     return ((place >= first) & (place < batch.lengths[:, None])).astype(jnp.float32)
 
 
+def row_logits(
+    config: ModelConfig, params: Any, batch: TraceBatch, tags: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Logits `[N, T, V+S]` of the rows under their tags `[N]`, and the tokens read `[N, T]`."""
+    tokens = assignment.with_tags(config, batch, tags)
+    segment_ids = (jnp.arange(tokens.shape[1])[None] < batch.lengths[:, None]).astype(jnp.int32)
+    logits, _ = Transformer(config).apply(params, tokens, segment_ids=segment_ids)
+    return logits, tokens
+
+
+def count_sets(batch: TraceBatch) -> jax.Array:
+    """How many problems have rows in the batch."""
+    return jnp.sum((batch.lengths > 0) * (batch.slot == 0)).astype(jnp.float32)
+
+
+def apply_gradient(
+    state: TrainState, grads: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state after one step of the optimizer."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+
+
 @partial(jax.jit, static_argnames=("config", "optimizer", "reduction", "tag_is_label"),
          donate_argnames=("state",))
 def sft_update(
@@ -65,21 +88,15 @@ def sft_update(
       the new state (the old one is donated), and metrics: `loss` (as reduced), `trace_nll` (nats
       per trace token), `grad_norm`, `tokens` (labels), `tag_usage` `[S]` (shares of the traces).
     """
-    tokens = assignment.with_tags(config, batch, tags)
-    mask = label_mask(batch, tag_is_label)
-    exists = (batch.lengths > 0).astype(jnp.float32)
-    num_sets = jnp.sum(exists * (batch.slot == 0))
-    segment_ids = (jnp.arange(tokens.shape[1])[None] < batch.lengths[:, None]).astype(jnp.int32)
+    mask, num_sets = label_mask(batch, tag_is_label), count_sets(batch)
 
     def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
-        logits, _ = Transformer(config).apply(params, tokens, segment_ids=segment_ids)
-        nll = token_nll(logits, tokens)
+        nll = token_nll(*row_logits(config, params, batch, tags))
         return reduce_nll(nll, mask, reduction, num_sets), nll
 
     (loss, nll), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
     trace = label_mask(batch, tag_is_label=False)
+    exists = (batch.lengths > 0).astype(jnp.float32)
     usage = jnp.zeros(config.num_strategies).at[tags].add(exists) / jnp.maximum(exists.sum(), 1)
     metrics = {
         "loss": loss,
@@ -88,4 +105,4 @@ def sft_update(
         "tokens": mask.sum(),
         "tag_usage": usage,
     }
-    return TrainState(params, opt_state, state.step + 1), metrics
+    return apply_gradient(state, grads, optimizer), metrics
