@@ -468,3 +468,74 @@ def test_a_key_tells_the_expression():
     verdict = Countdown().verify(CountdownProblem((2, 3, 10), 16), "3 * 2 = 6 , 10 + 6 = 16")
     assert verdict.key == "((2 * 3) + 10)"
     assert Countdown().verify(CountdownProblem((2, 3, 10), 16), "3 * 2 = 7").key is None
+
+
+# Chains of attempts
+
+TWENTY = Countdown()
+MAKE_25 = CountdownProblem((8, 20, 3), 25)
+RIGHT = "8 - 3 = 5 , 20 + 5 = 25 yes answer 8 - 3 = 5 , 20 + 5 = 25"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "opening"),
+    [
+        # A wrong sum is set right, and so is the check that rested on it.
+        (["20 - 8 = 12 , 12 + 3 = 25 yes answer 12"], "20 - 8 = 12 , 12 + 3 = 15 low "),
+        (["from 25 - 20 = 5 , 8 + 3 = 5 yes answer"], "from 25 - 20 = 5 , 8 + 3 = 11 high "),
+        (["20 - 8 = 13 , 13 + 3 = 25 yes"], "20 - 8 = 12 , 12 + 3 = 15 low "),
+        (["from 25 + 3 = 18 , 20 + 8 = 28 yes"], ""),  # it is 28: the target is reached after all
+        # What was written stands once.
+        (
+            ["20 - 8 = 12 , 12 + 3 = 25 yes", "20 - 8 = 13 , 12 * 3 = 25 yes"],
+            "20 - 8 = 12 , 12 + 3 = 15 low 12 * 3 = 36 high ",
+        ),
+        (["20 - 8 = 12 , 12 + 3 = 15 low"] * 3, "20 - 8 = 12 , 12 + 3 = 15 low "),
+        # Left out: numbers that are not there, no try, words, a target that is reached after all.
+        (["20 - 9 = 11 , 11 + 3 = 14 low"], ""),
+        (["20 - 8 = 12 ,"], ""),
+        (["20 - 8", "answer", "", "20 / 8 = 2 , 3 * 3 = 9 low"], ""),
+        (["8 - 3 = 5 , 20 + 5 = 24 low answer 8 - 3 = 5"], ""),
+        (["8 - 3 = 5 , 20 + 5 = 25 yes 20 - 8 = 12 , 12 + 3 = 15 low"], ""),
+        ([], ""),
+    ],
+)
+def test_attempts_are_merged_into_one_chain(wrong, opening):
+    assert TWENTY.merge_attempts(MAKE_25, wrong, RIGHT) == opening + RIGHT
+
+
+def test_the_right_attempt_does_not_repeat_what_was_written():
+    wrong = "8 - 3 = 5 , 20 - 5 = 25 yes answer 8 - 3 = 5 , 20 - 5 = 25"
+    chain = TWENTY.merge_attempts(MAKE_25, [wrong], RIGHT)
+    assert chain == RIGHT.replace(", 20", ", 20 - 5 = 15 low 20", 1)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        "8 - 3 = 6 , 20 + 5 = 25 yes answer 8 - 3 = 5 , 20 + 5 = 25",  # a step that does not hold
+        "8 - 3 = 5 , answer 8 - 3 = 5 , 20 + 5 = 25",  # steps that do not arrive
+    ],
+)
+def test_a_right_attempt_whose_steps_do_not_hold_ends_no_chain(right):
+    assert TWENTY.merge_attempts(MAKE_25, [], right) is None
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=60)
+def test_every_step_of_a_chain_is_valid_and_its_answer_right(index, count, rng):
+    problem = TWENTY.sample(0, index)
+    right = next(text for text in iter(lambda: TWENTY.practice(problem, rng), 0) if text)
+    wrong = []
+    for _ in range(count):
+        # Attempts at another target, and with numbers changed at random.
+        other = CountdownProblem(problem.numbers, rng.randint(1, 40))
+        words = (TWENTY.practice(other, rng) or right).split()
+        for _ in range(rng.randint(0, 3)):
+            words[rng.randrange(len(words))] = str(rng.randint(1, 40))
+        wrong.append(" ".join(words))
+    steps, answer = parse_completion(TWENTY.merge_attempts(problem, wrong, right))
+    assert TWENTY.check_trace(problem, None, steps) == 1.0
+    assert TWENTY.verify(problem, answer).correct
+    assert steps.split().count("yes") == 1 and steps.endswith("yes")
+    assert set(split_steps(parse_completion(right)[0])) <= set(split_steps(steps))

@@ -27,6 +27,7 @@ from reasoning.data.tasks.base import (
     Trace,
     Verdict,
     hashed_stream,
+    parse_completion,
     strategy_completions,
 )
 from reasoning.data.tasks.steps import check_strategy, longest_opening
@@ -325,6 +326,33 @@ class Countdown:
             shared[strategy] = sum(1 for _ in same)
         return longest_opening(shared)
 
+    def merge_attempts(
+        self, problem: CountdownProblem, wrong: Sequence[str], right: str
+    ) -> str | None:
+        """One chain that fails, says so and tries again, of a policy's completions.
+
+        The trial-and-error data of T1 (2501.11651), by rules in place of a language model: every
+        attempt's operations are written with their true results and checks, so that a wrong
+        one ends in `low` or `high` and the next takes over; what was written before is not written
+        again. An attempt that cannot be told so is left out: one that takes numbers which are not
+        there, or whose operations reach the target after all.
+
+        Returns:
+          a completion of which every step is valid, or None where the right one's own do not hold.
+        """
+        written: dict[str, Position] = {"": (tuple(sorted(problem.numbers)), problem.target)}
+        for attempt in wrong:
+            told = _replay(written, parse_completion(attempt)[0], self.max_number)
+            checks = [step.rpartition(" ")[2] for step in told]
+            if checks[-1] in ("low", "high") and "yes" not in checks:
+                written = told
+        steps, answer = parse_completion(right)
+        if self.check_trace(problem, None, steps) < 1.0 or not steps.endswith(" yes"):
+            return None
+        failed = list(written)[1:]
+        retried = [step for step in split_steps(steps) if step not in written]
+        return Trace(" ".join(failed + retried), answer).completion
+
     def _search(self, problem: CountdownProblem, strategy: str) -> Iterator[Found]:
         check_strategy(self, strategy)
         orders = _orders(problem.target)
@@ -372,6 +400,36 @@ def _parse_equation(text: str) -> tuple[int, str, int, int] | None:
     """`a op b = c` with plain ASCII numbers of at most four digits, None for anything else."""
     match = _EQUATION.fullmatch(text)
     return match and (int(match[1]), match[2], int(match[3]), int(match[4]))
+
+
+def _replay(written: dict[str, Position], steps: str, limit: int) -> dict[str, Position]:
+    """The steps written and where each leads, and after them more steps, told as they truly are.
+
+    A step is taken from the latest position that allows its operation; where there is none, all is
+    left as it was.
+    """
+    told, corrected = dict(written), {}
+    for step in split_steps(steps):
+        choice, _, claimed = step.partition(" = ")
+        words = [corrected.get(word, word) for word in choice.split()]
+        back, operation = words[0] == "from", " ".join(words).removeprefix("from ")
+        parsed = _parse_equation(f"{operation} = 1")
+        result = parsed and _apply(*parsed[:3])
+        if result is None or result > limit:
+            return written
+        corrected[claimed.partition(" ")[0]] = str(result)  # the steps after it mean this number
+        equation = (*parsed[:3], result)
+        true = (
+            (f"{'from ' if back else ''}{operation} = {result} {check}", after)
+            for position in reversed(told.values())
+            for check in (",", "yes", "high", "low")
+            if (after := _take(position, equation, back, check)) is not None
+        )
+        text, after = next(true, (None, None))
+        if text is None:
+            return written
+        told.setdefault(text, after)
+    return told
 
 
 def _valid_steps(problem: CountdownProblem, written: list[str], limit: int) -> list[bool]:
