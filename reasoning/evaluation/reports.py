@@ -175,16 +175,20 @@ def _value_over_seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def table(results: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any], columns: Mapping[str, str] = COLUMNS) -> str:
     """One line per arm and per comparison: percent, with the half-width of the 95% interval.
 
     Mutual information is in percent of its maximum; a corpus, which names no strategies, has none.
+
+    Args:
+      columns: name in the results -> heading; those that an arm lacks are left out.
     """
     arms = results["arms"]
-    names = [name for name in COLUMNS if all(name in figures for figures in arms.values())]
-    lines = [f"{'arm':14s}" + "".join(f"{COLUMNS[name]:>15s}" for name in names)]
+    names = [name for name in columns if all(name in figures for figures in arms.values())]
+    width = max([14, *map(len, arms)])
+    lines = [f"{'arm':{width}s}" + "".join(f"{columns[name]:>15s}" for name in names)]
     for arm, figures in arms.items():
-        lines.append(f"{arm:14s}" + "".join(f"{_cell(figures[name]):>15s}" for name in names))
+        lines.append(f"{arm:{width}s}" + "".join(f"{_cell(figures[name]):>15s}" for name in names))
     for name, entry in results.get("comparisons", {}).items():
         lines.append(
             f"{name}: {100 * entry['value']:+.1f} points, 95% interval "

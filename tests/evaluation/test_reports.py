@@ -211,6 +211,14 @@ def test_table_over_seeds_and_of_a_single_arm():
     assert len(table(single).splitlines()) == 2
 
 
+def test_table_shows_the_columns_that_are_asked_for():
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6}
+    results = {"arms": {"a_long_name_of_an_arm": {"greedy": entry, "pass@1": entry}}}
+    lines = table(results, {"greedy": "best", "missing": "none"}).splitlines()
+    assert lines[0] == "arm".ljust(21) + "best".rjust(15)
+    assert lines[1] == "a_long_name_of_an_arm" + "50.0 ±10.0".rjust(15)
+
+
 def test_table_shows_no_share_of_a_maximum_of_zero():
     results = seed_results()
     information = results["arms"]["mixed"]["mutual_information"]
