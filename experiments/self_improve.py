@@ -23,8 +23,8 @@
 4. On held-out problems: pass@1 of each policy, and how often it goes on after a failed try. The
    control `more` is the base policy trained on its demonstrations as long as every other.
 
-Rationalisation needs a policy that knows hints: a share of the demonstrations comes once more with
-the prompt `... : answer 7 * 5 = 35 , 35 + 1 = 36` (`config.improve.hinted`). The hint is the answer
+Rationalisation needs a policy that knows hints: for `star` a share of the demonstrations comes once
+more with the prompt `... : answer 7 * 5 = 35 , 35 + 1 = 36` (`config.improve.hinted`). The hint is the answer
 of one of the task's strategies, so this method is told more than the others, which see a verdict.
 """
 
@@ -167,9 +167,10 @@ def check(
 def train_base(
     run: Run, study: Study, config: ml_collections.ConfigDict, seed: int
 ) -> Trained:
-    """The weak policy: few demonstrations, a share of them also with the answer told."""
+    """The weak policy: few demonstrations, and what teaches it hints where a method tells answers."""
     setup, demonstrations = study.setup, study.demonstrations
-    hinted = demonstrations[: round(config.improve.hinted * len(demonstrations))]
+    told = any(method.rationalise for method in study.methods.values())
+    hinted = demonstrations[: round(told * config.improve.hinted * len(demonstrations))]
     answer_id = setup.text_format.tokenizer.encode(ANSWER)[0]
     examples = demonstrations + [hinted_example(example, answer_id) for example in hinted]
     return arms.train_base(run, setup, examples, config, seed)

@@ -17,7 +17,7 @@ def improve_settings() -> ml_collections.ConfigDict:
     improve = ml_collections.ConfigDict()
     improve.methods = ("rest_em",)  # of METHODS: star, rft, rest_em
     improve.rounds = 2
-    improve.hinted = 0.25  # of the demonstrations, this share comes once more, with the answer told
+    improve.hinted = 0.25  # for star, this share of demonstrations comes once more, answer told
     improve.override = ml_collections.ConfigDict(
         {
             "samples": placeholder(int), "temperature": placeholder(float),
@@ -83,5 +83,5 @@ def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     config.evaluation = countdown.evaluation_settings()
     config.evaluation.samples_per_tag = 8
     if preset == "full":
-        config.improve.methods = ("star", "rft", "rest_em")
+        config.improve.methods = ("rft", "rest_em")
     return config
