@@ -24,8 +24,9 @@
    control `more` is the base policy trained on its demonstrations as long as every other.
 
 Rationalisation needs a policy that knows hints: for `star` a share of the demonstrations comes once
-more with the prompt `... : answer 7 * 5 = 35 , 35 + 1 = 36` (`config.improve.hinted`). The hint is the answer
-of one of the task's strategies, so this method is told more than the others, which see a verdict.
+more with the prompt `... : answer 7 * 5 = 35 , 35 + 1 = 36` (`config.improve.hinted`). The hint is
+the answer of one of the task's strategies, so this method is told more than the others, which see a
+verdict.
 """
 
 import dataclasses
@@ -167,7 +168,7 @@ def check(
 def train_base(
     run: Run, study: Study, config: ml_collections.ConfigDict, seed: int
 ) -> Trained:
-    """The weak policy: few demonstrations, and what teaches it hints where a method tells answers."""
+    """The weak policy: few demonstrations, and where a method tells answers, what teaches hints."""
     setup, demonstrations = study.setup, study.demonstrations
     told = any(method.rationalise for method in study.methods.values())
     hinted = demonstrations[: round(told * config.improve.hinted * len(demonstrations))]
