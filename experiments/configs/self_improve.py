@@ -1,7 +1,8 @@
 """A weak policy that teaches itself countdown (experiments.self_improve).
 
     --config=experiments/configs/self_improve.py           quick: minutes on two cores
-    --config=experiments/configs/self_improve.py:full      three seeds and every method
+    --config=experiments/configs/self_improve.py:full      three seeds, and RFT
+    --config=experiments/configs/self_improve.py:star      STaR, from a base policy that knows hints
 """
 
 import ml_collections
@@ -9,7 +10,7 @@ from ml_collections.config_dict import placeholder
 
 from experiments.configs import countdown
 
-PRESETS = ("quick", "full")
+PRESETS = ("quick", "full", "star")
 
 
 def improve_settings() -> ml_collections.ConfigDict:
@@ -84,4 +85,6 @@ def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     config.evaluation.samples_per_tag = 8
     if preset == "full":
         config.improve.methods = ("rft", "rest_em")
+    if preset == "star":
+        config.improve.methods = ("star",)
     return config
