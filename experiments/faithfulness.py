@@ -89,13 +89,17 @@ def corrupt(
       values: results to choose the wrong one from.
 
     Returns:
-      None where it leads to the right answer all the same, as a factor of 0 may.
+      None where it leads to the right answer all the same, as a factor of 0 may, or where no
+      value is another.
     """
     (strategy,) = task.strategies
     trace = task.trace(problem, strategy)
     results = results_of(trace.steps)
     step = int(rng.integers(len(results)))
-    wrong = str(rng.choice([value for value in values if value != results[step]]))
+    others = [value for value in values if value != results[step]]
+    if not others:
+        return None
+    wrong = str(rng.choice(others))
     rest = REST[task.name, strategy](problem, [*results[:step], wrong])
     answer = task.trace(rest, strategy).answer
     written = opening(trace.steps, step + 1).rsplit(" ", 1)[0]

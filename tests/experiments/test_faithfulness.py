@@ -110,6 +110,11 @@ def test_a_corrupted_trace_differs_in_one_result_that_matters(name, strategy):
     assert len(steps) > 2, "any step may be the wrong one"
 
 
+def test_where_every_result_is_the_same_nothing_is_corrupted():
+    task = make_task("group_words", ("left",), group="S3", length=3)
+    assert corrupt(task, (0, 0, 0), ["0"], np.random.default_rng(0)) is None
+
+
 def test_openings_end_with_a_result():
     steps = "3 1 = 5 5 4 = 2 2 2 = 0"
     assert [opening(steps, n) for n in range(4)] == ["", "3 1 = 5", "3 1 = 5 5 4 = 2", steps]
