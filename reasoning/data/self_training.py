@@ -16,7 +16,7 @@ from typing import Any
 from reasoning.data.pipelines import Example
 from reasoning.data.tasks.base import ANSWER, Problems
 
-_EQUATION = re.compile(r"[\d.]+(?:\s*[-+*/]\s*[\d.]+)+\s*=\s*[\d.]*\d")
+_EQUATION = re.compile(r"[\d.]+(?:\s*[-+*/]\s*[\d.]+)+\s*=\s*-?\s*[\d.]*\d")
 
 
 def equations(text: str) -> tuple[str, ...]:

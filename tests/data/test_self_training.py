@@ -29,6 +29,7 @@ def test_equations_of_traces_and_of_natural_text():
     assert equations(FIRST) == ("20-8=12", "12+3=15", "20-8=12")
     text = "She has <<48/2=24>>24 left, then 1.5 * 2 + 3 = 6.0. All in all 6."
     assert equations(text) == ("48/2=24", "1.5*2+3=6.0")
+    assert equations("3 - 5 = -2, so -2 + 7 = 5") == ("3-5=-2", "2+7=5")
     assert equations("answer 7") == ()
 
 
