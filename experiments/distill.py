@@ -32,6 +32,7 @@ from experiments.rl import schedule
 from experiments.sft import (
     Setup,
     Updated,
+    check_rows,
     example_batches,
     optimizer_config,
     set_up,
@@ -81,6 +82,7 @@ def build(config: ml_collections.ConfigDict) -> Study:
     demonstrations = pipelines.practice_examples(
         setup.task, setup.text_format, config.seed, config.teacher.problems
     )
+    check_rows(setup, demonstrations)
     # Another stream than the demonstrations'; where a task has few problems, some are in both.
     problems = distinct_problems(setup.task, "train", config.seed + 1, config.finetune.problems)
     return Study(setup, dataclasses.replace(setup, model=model), demonstrations, problems)
@@ -176,6 +178,7 @@ def distill(
     setup, settings = study.setup, config.finetune
     optimizer, tags = make_optimizer(optimizer_config(settings)), np.zeros(settings.rows, np.int32)
     distance = divergence(config, "reverse" if name == "on_policy" else name)
+    buckets = pipelines.bucket_lengths(examples, settings.buckets)
 
     def learn(state: TrainState, step: int, batch: TraceBatch) -> Updated:
         return distill_update(
@@ -185,7 +188,6 @@ def distill(
         )
 
     def learn_on_own(state: TrainState, step: int, members: np.ndarray) -> Updated:
-        buckets = pipelines.bucket_lengths(examples, settings.buckets)
         batch = own_batch(study, state.params, members, buckets, step, seed)
         return learn(state, step, batch)
 

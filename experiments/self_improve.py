@@ -39,7 +39,7 @@ import numpy as np
 
 from experiments import arms, attempts, launch
 from experiments.arms import Trained
-from experiments.sft import Setup, set_up
+from experiments.sft import Setup, check_rows, set_up
 from reasoning.data import pipelines
 from reasoning.data.pipelines import Example
 from reasoning.data.self_training import HintedPrompts, hinted_example, keep_right
@@ -104,6 +104,7 @@ class Study(NamedTuple):
     setup: Setup
     methods: dict[str, Method]
     demonstrations: list[Example]
+    hinted: list[Example]  # of the base policy too, where a method tells answers: what hints are
     problems: list[Any]  # of the train split, for the rounds
 
 
@@ -131,9 +132,16 @@ def build(config: ml_collections.ConfigDict) -> Study:
     demonstrations = pipelines.practice_examples(
         setup.task, setup.text_format, config.seed, config.pretrain.problems
     )
+    told = any(method.rationalise for method in methods.values())
+    answer_id = setup.text_format.tokenizer.encode(ANSWER)[0]
+    hinted = [
+        hinted_example(example, answer_id)
+        for example in demonstrations[: round(told * settings.hinted * len(demonstrations))]
+    ]
+    check_rows(setup, demonstrations + hinted)
     # Another stream than the demonstrations'; where a task has few problems, some are in both.
     problems = distinct_problems(setup.task, "train", config.seed + 1, config.finetune.problems)
-    return Study(setup, methods, demonstrations, problems)
+    return Study(setup, methods, demonstrations, hinted, problems)
 
 
 def check(
@@ -163,18 +171,6 @@ def check(
 
 
 # The policies of one seed
-
-
-def train_base(
-    run: Run, study: Study, config: ml_collections.ConfigDict, seed: int
-) -> Trained:
-    """The weak policy: few demonstrations, and where a method tells answers, what teaches hints."""
-    setup, demonstrations = study.setup, study.demonstrations
-    told = any(method.rationalise for method in study.methods.values())
-    hinted = demonstrations[: round(told * config.improve.hinted * len(demonstrations))]
-    answer_id = setup.text_format.tokenizer.encode(ANSWER)[0]
-    examples = demonstrations + [hinted_example(example, answer_id) for example in hinted]
-    return arms.train_base(run, setup, examples, config, seed)
 
 
 def improve(
@@ -252,7 +248,9 @@ def run_seed(
     run: Run, study: Study, config: ml_collections.ConfigDict, seed: int
 ) -> dict[str, Any]:
     """Train and measure every policy of a seed."""
-    base = train_base(run, study, config, seed)
+    base = arms.train_base(
+        run, study.setup, study.demonstrations + study.hinted, config, seed
+    )
     tune = partial(arms.fine_tune, run, study.setup, base.params, config=config, seed=seed)
     policies = {"base": base, "more": tune(study.demonstrations, "more")}
     for method in study.methods:

@@ -82,6 +82,7 @@ def test_own_rows_are_the_students_own_completions():
         ("distill.students", ("hard", "soft"), "distill.students=('hard', 'soft')"),
         ("distill.mix", 0.0, "divergence mix=0.0"),
         ("distill.temperature", 0.0, "divergence temperature=0.0"),
+        ("model.max_length", 16, "model.max_length=16: the longest training row takes"),
         ("distill.samples", 20, "finetune.rows=16: must be at least distill.samples=20"),
         ("distill.teacher", "9t", "preset='9t'"),
         ("teacher.problems", 10, "teacher.problems=10"),

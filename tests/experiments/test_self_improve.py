@@ -193,6 +193,7 @@ def test_reference_log_probs_are_those_of_every_pair(improved):
     ("setting", "value", "words"),
     [
         ("improve.methods", ("star", "magic"), "improve.methods=('star', 'magic')"),
+        ("model.max_length", 16, "model.max_length=16: the longest training row takes"),
         ("improve.methods", (), "improve.methods=()"),
         ("improve.rounds", 0, "improve.rounds=0"),
         ("improve.hinted", 1.5, "improve.hinted=1.5"),
