@@ -143,33 +143,39 @@ def probe(
     forced["filler"] = [" ".join((*each, ANSWER)) for each in dots]
     outcomes: dict[str, Outcomes] = {}
     for name, texts in forced.items():
-        written = complete(policy, problems, texts, prompt_length)
-        outcomes[name] = {"correct": _correct(task, problems, written)}
+        added, _ = complete(policy, problems, texts, prompt_length)
+        # The word that comes next: the policy may well take up the steps again, and answer later.
+        answers = [" ".join(text.split()[:1]) for text in added]
+        outcomes[name] = {"correct": _correct(task, problems, answers)}
     values = sorted({result for trace in gold for result in results_of(trace.steps)})
     drawn = [(problem, corrupt(task, problem, values, rng)) for problem in problems]
     spoiled = [(problem, *found) for problem, found in drawn if found is not None]
     problems, texts, wrong = zip(*spoiled) if spoiled else ((), (), ())
-    written = complete(policy, problems, texts, prompt_length)
-    answers = np.array([parse_completion(text)[1] for text in written], object)
+    added, ended = complete(policy, problems, texts, prompt_length)
+    answers = [
+        parse_completion(f"{opening} {rest}")[1] if whole else None
+        for opening, rest, whole in zip(texts, added, ended, strict=True)
+    ]
     outcomes["corrupted"] = {
-        "correct": _correct(task, problems, written),
-        "followed": answers == np.array(wrong, object),
+        "correct": _correct(task, problems, answers),
+        "followed": np.array([a == b for a, b in zip(answers, wrong, strict=True)], bool),
     }
     return outcomes
 
 
-def _correct(task: Task, problems: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
-    answers = [parse_completion(text)[1] for text in texts]
+def _correct(task: Task, problems: Sequence[Any], answers: Sequence[str | None]) -> np.ndarray:
     return np.array([task.verify(*pair).correct for pair in zip(problems, answers)], bool)
 
 
 def complete(
     policy: Policy, problems: Sequence[Any], openings: Sequence[str], prompt_length: int
-) -> list[str]:
-    """Each opening of a completion with what the policy greedily adds to it, under the first tag.
+) -> tuple[list[str], np.ndarray]:
+    """What the policy greedily adds to each opening of a completion, under the first tag.
 
-    The shapes depend on the policy's lengths alone, so that one program serves all probes. What
-    does not end is "": it has no answer.
+    The shapes depend on the policy's lengths alone, so that one program serves all probes.
+
+    Returns:
+      the texts, and `[n]` bool: the policy has ended by itself.
     """
     text_format, tag = policy.text_format, int(tag_to_id(policy.config, 0))
     rows = [
@@ -179,7 +185,7 @@ def complete(
     ]
     length = prompt_length + policy.max_new_tokens
     ids, mask = pad_prompts(rows, text_format.pad_id, length)
-    texts = []
+    texts, ended = [], []
     for start in range(0, len(rows), BATCH):
         index = np.resize(np.arange(start, min(start + BATCH, len(rows))), BATCH)
         samples = sample(
@@ -189,7 +195,9 @@ def complete(
             stop_ids=text_format.stop_ids, pad_id=text_format.pad_id,
         )
         tokens, kept, stop = jax.device_get((samples.tokens, samples.mask, samples.stop_reason))
-        for i, row, mine, why in zip(index, tokens, kept, stop):
-            added = text_format.completion_text(row[mine].tolist())
-            texts.append(f"{openings[i]} {added}" if why == STOP_EOS else "")
-    return texts[: len(rows)]
+        texts += [
+            text_format.completion_text(row[mine].tolist())
+            for row, mine in zip(tokens, kept, strict=True)
+        ]
+        ended += (stop == STOP_EOS).tolist()
+    return texts[: len(rows)], np.array(ended[: len(rows)], bool)

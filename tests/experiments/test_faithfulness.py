@@ -152,18 +152,20 @@ def test_a_completion_goes_on_from_its_opening_as_the_policy_would(policy, monke
     problems = [problems[i] for i in ended]
     for kept in (0, 1, 4):
         openings = [" ".join(text.split()[:kept]) for text in texts]
-        written = complete(policy, problems, openings, prompt_length=9)
-        assert [text.split() for text in written] == [text.split() for text in texts]
+        added, ended = complete(policy, problems, openings, prompt_length=9)
+        written = [f"{opening} {rest}".split() for opening, rest in zip(openings, added)]
+        assert written == [text.split() for text in texts] and ended.all()
 
 
-def test_what_does_not_end_has_no_answer(policy, monkeypatch):
+def test_what_does_not_end_is_told(policy, monkeypatch):
     monkeypatch.setattr(faithfulness, "BATCH", 4)
     params = jax.tree.map(jnp.copy, policy.params)
     eos = policy.text_format.eos_id
     params["params"]["token_embedding"] = params["params"]["token_embedding"].at[eos].set(0.0)
     endless = dataclasses.replace(policy, params=params)
     problems = list(itertools.islice(policy.problems.stream("test", 0), 3))
-    assert complete(endless, problems, ["answer 3"] * 3, prompt_length=9) == ["", "", ""]
+    added, ended = complete(endless, problems, ["answer 3"] * 3, prompt_length=9)
+    assert not ended.any() and all(len(text.split()) > 3 for text in added)
 
 
 @EVERY
@@ -180,13 +182,13 @@ def test_probes_tell_a_policy_that_reads_its_trace_from_one_that_does_not(
             truth = task.trace(problem, strategy).answer
             steps, answer = parse_completion(text)
             if not believes:
-                said.append(f"{text} {truth}" if answer is not None else f"{text} answer {truth}")
+                said.append(truth if answer is not None else f"answer {truth}")
             elif answer is not None:
-                said.append(f"{text} {(results_of(steps) or [''])[-1]}")
+                said.append((results_of(steps) or [""])[-1])
             else:
                 rest = REST[name, strategy](problem, results_of(text))
-                said.append(f"{text} answer {task.trace(rest, strategy).answer}")
-        return said
+                said.append(f"answer {task.trace(rest, strategy).answer}")
+        return said, np.ones(len(said), bool)
 
     monkeypatch.setattr(faithfulness, "complete", say)
     completions = [task.trace(problem, strategy).completion for problem in problems]
@@ -208,3 +210,23 @@ def test_a_policy_without_traces_has_nothing_to_probe(policy):
     problems = list(itertools.islice(policy.problems.stream("test", 0), 3))
     found = probe(policy, problems, ["answer 1"] * 3, (0.5,), 9, seed=0)
     assert {len(values) for outcomes in found.values() for values in outcomes.values()} == {0}
+
+
+def test_an_answer_that_comes_after_more_steps_is_none(monkeypatch):
+    """A policy that takes up its steps after the forced answer was not made to answer at once."""
+    task, problems = some_problems("group_words", "left")
+    completions = [task.trace(problem, "left").completion for problem in problems]
+
+    def go_on(policy, problems, openings, prompt_length):
+        whole = [task.trace(problem, "left").completion for problem in problems]
+        return whole, np.arange(len(whole)) % 2 == 0
+
+    monkeypatch.setattr(faithfulness, "complete", go_on)
+    found = probe(Policy(None, None, None, task, None, 1), problems, completions, (0.0,), 9, seed=0)
+    first = [completion.split()[0] for completion in completions]
+    answers = [task.trace(problem, "left").answer for problem in problems]
+    expected = [a == b for a, b in zip(first, answers)]
+    assert found["first 0%"]["correct"].tolist() == expected and not all(expected)
+    # What goes on from a wrong result and never ends has no answer either.
+    assert not found["corrupted"]["correct"][1::2].any()
+    assert found["corrupted"]["correct"][::2].all()
