@@ -82,7 +82,8 @@ class Cell:
     """One policy to train, once per seed.
 
     Attributes:
-      rows, steps: of a batch, and of the training: it reads rows * steps sequences, each once.
+      rows, steps: of a batch, and of the training: it reads rows * steps sequences of the
+        stream; where a problem has few instances, many are alike.
       longest_prompt, longest_completion: tokens; the fork counts to the completion.
     """
 
@@ -169,9 +170,15 @@ def make_cells(config: ml_collections.ConfigDict, problem: Problem) -> list[Cell
             f"problems.{problem.name}.tokens={problem.tokens}: {at_once} steps of {problem.arm} "
             f"read {at_once * a_step:.0f}; raise it."
         )
-    asked = [problem.text_format.prompt_ids(problem.task.prompt(each)) for each in problem.test]
-    prompt = max(*(len(example.prompt) for example in sample), *map(len, asked))
-    completion = 1 + max(len(example.traces[0]) for example in sample)
+    task, (strategy,) = problem.task, problem.task.strategies
+    tested = [
+        pipelines.make_example(
+            problem.text_format, task.prompt(each), (task.trace(each, strategy).completion,)
+        )
+        for each in problem.test
+    ]
+    prompt = max(len(example.prompt) for example in sample + tested)
+    completion = 1 + max(len(example.traces[0]) for example in sample + tested)
     cells = []
     for depth in config.depths:
         shape = config.copy_and_resolve_references()
