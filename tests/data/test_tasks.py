@@ -242,7 +242,7 @@ def test_an_unknown_strategy_is_refused(name):
     ("name", "arguments", "message"),
     [
         ("sudoku", {}, f"task='sudoku': must be one of {', '.join(TASKS)}."),
-        ("group_words", {"size": 3}, "size=3: task 'group_words' takes group, length."),
+        ("group_words", {"size": 3}, "size=3: task 'group_words' takes group, length, sparse."),
         ("countdown", {"size": True}, "size=True: task 'countdown' takes int here."),
         ("countdown", {"tries": False}, "tries=False: task 'countdown' takes int here."),
         ("countdown", {"tries": 2.0}, "tries=2.0: task 'countdown' takes int here."),
