@@ -41,6 +41,7 @@ def test_the_peer_size_is_the_work_that_peers_are_timed_on():
     assert config.model.vocab_size == 512 and config.model.tied_head
 
 
+@pytest.mark.slow
 def test_a_program_is_timed_for_one_seed_and_for_8_and_never_asks_the_host():
     one, vmapped, in_turn = rows("program")
     for row in (one, vmapped, in_turn):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments import interruptions
 from reasoning.runtime.checkpoints import save_tree
@@ -18,6 +19,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_five_kills_change_nothing(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.interruptions", f"--directory={tmp_path}", "--kills=5",
