@@ -18,6 +18,7 @@ from experiments import launch, sources
 from experiments.sft import Setup, train
 from reasoning.data.pipelines import Example, make_example
 from reasoning.data.tasks.base import parse_completion
+from reasoning.data.tasks.countdown import MISSED
 from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import difference_estimate, mean_estimate, pass_at_k
 from reasoning.evaluation.policies import Judged, sample_and_judge
@@ -25,11 +26,6 @@ from reasoning.runtime.meshes import use_mesh
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
 
-FAILED = ("low", "high")  # countdown's words for a try that missed the target
-COLUMNS = {
-    "pass@1": "pass@1", "greedy": "greedy", "pass@8": "pass@8", "retried": "retried",
-    "recovered": "recovered", "trace_validity": "valid steps",
-}
 Measured = Mapping[str, Any]
 
 
@@ -46,6 +42,16 @@ class Study(Protocol):
     setup: Setup
     demonstrations: list[Example]
     problems: list[Any]
+
+
+def check_written_rows(setup: Setup) -> None:
+    """Refuse a context that holds a policy's own rows but not their padding (ValueError)."""
+    length = setup.model.max_length
+    if length % 4:
+        raise ValueError(
+            f"model.max_length={length}: a policy's own completions fill rows up to it, which are "
+            f"padded to multiples of 4; choose {length - length % 4} or {length + 4 - length % 4}."
+        )
 
 
 def identify(study: Study) -> object:
@@ -104,7 +110,7 @@ def retries(judged: Judged) -> np.ndarray:
     """Which completions `[P, R]` go on after a try that failed."""
 
     def goes_on(text: str) -> bool:
-        return any(word in FAILED for word in parse_completion(text)[0].split()[:-1])
+        return any(word in MISSED for word in parse_completion(text)[0].split()[:-1])
 
     return np.vectorize(goes_on, otypes=[bool])(judged.completions)
 
@@ -183,7 +189,7 @@ def one_result(
     }
 
 
-def over_seeds(
+def run_seeds(
     setup: Setup, config: ml_collections.ConfigDict, one_seed: Callable[[int], dict[str, Any]]
 ) -> dict[str, Any]:
     """The results of every seed of a run, put together where there are several."""
@@ -194,4 +200,8 @@ def over_seeds(
 
 def table(results: Mapping[str, Any]) -> str:
     """One line per policy and per comparison, in percent."""
-    return reports.table(results, COLUMNS)
+    figures = next(iter(results["arms"].values()))
+    solved = [name for name in figures if name.startswith("pass@") and name != "pass@k"]
+    shown = [*dict.fromkeys(["pass@1", "greedy", *solved]), "retried", "recovered"]
+    columns = {name: name for name in shown} | {"trace_validity": "valid steps"}
+    return reports.table(results, columns)

@@ -12,12 +12,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 
 from experiments import launch
 from experiments.arms import Trained, written_examples
-from experiments.sft import Setup, Updated, example_batches, optimizer_config, train_steps
+from experiments.sft import (
+    Setup,
+    Updated,
+    check_training,
+    example_batches,
+    optimizer_config,
+    train_steps,
+)
 from reasoning.data import pipelines
 from reasoning.data.pipelines import Example, TraceBatch
 from reasoning.data.self_training import preference_pairs
@@ -49,7 +57,7 @@ def check(config: ml_collections.ConfigDict, setup: Setup) -> None:
             f"task.name={config.task.name!r}: chains of attempts are made for countdown alone."
         )
     preference(config)
-    optimizer_config(config.dpo)
+    check_training(config, "dpo", setup.model)
     for name, least in (("steps", 0), ("buckets", 1), ("rows", 2)):
         if config.dpo[name] < least:
             raise ValueError(f"dpo.{name}={config.dpo[name]}: must be at least {least}.")
@@ -80,7 +88,8 @@ def draw_attempts(
     settings = config.attempts
 
     def work() -> tuple[None, dict[str, Any]]:
-        key, tags = launch.run_key(seed, "rollouts"), np.zeros(settings.samples, int)
+        key = jax.random.fold_in(launch.run_key(seed, "rollouts"), 0)  # rounds count from 1
+        tags = np.zeros(settings.samples, int)
         filters = Filters(settings.temperature)
         judged = sample_and_judge(setup.policy(params), problems, tags, key, filters)
         ended = judged.reasons != "over_long"  # what was cut off has no end to be learned

@@ -17,7 +17,7 @@ The first four see the same batches, so the same tokens; the last as many comple
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from experiments.sft import (
     Setup,
     Updated,
     check_rows,
+    check_training,
     example_batches,
     optimizer_config,
     set_up,
@@ -49,7 +50,7 @@ from reasoning.learning.updates import TrainState, init_state
 from reasoning.runtime.meshes import shard_rows
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
-from reasoning.sampling.sampler import pad_prompts, sample, sequence_keys
+from reasoning.sampling.sampler import check_lengths, pad_prompts, sample, sequence_keys
 
 PROGRAM = "experiments.distill"
 STUDENTS = ("hard", *KINDS, "on_policy")
@@ -62,6 +63,7 @@ class Study(NamedTuple):
     teacher: Setup
     demonstrations: list[Example]  # the teacher's; the student has the first of them
     problems: list[Any]  # of the train split, for the students
+    prompts: list[list[int]]  # of these problems, as ids
 
 
 def build(config: ml_collections.ConfigDict) -> Study:
@@ -79,27 +81,31 @@ def build(config: ml_collections.ConfigDict) -> Study:
     larger.model.preset = config.distill.teacher
     model = sources.make_model(larger, setup.text_format)
     check(config)
+    arms.check_written_rows(setup)
+    check_training(config, "teacher", model)
     demonstrations = pipelines.practice_examples(
         setup.task, setup.text_format, config.seed, config.teacher.problems
     )
     check_rows(setup, demonstrations)
     # Another stream than the demonstrations'; where a task has few problems, some are in both.
     problems = distinct_problems(setup.task, "train", config.seed + 1, config.finetune.problems)
-    return Study(setup, dataclasses.replace(setup, model=model), demonstrations, problems)
+    prompts = [setup.text_format.prompt_ids(setup.task.prompt(problem)) for problem in problems]
+    check_lengths(setup.model, max(map(len, prompts)), 2)
+    teacher = dataclasses.replace(setup, model=model)
+    return Study(setup, teacher, demonstrations, problems, prompts)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuse settings that cannot work (ValueError)."""
     distill = config.distill
-    unknown = sorted(set(distill.students) - set(STUDENTS))
-    if unknown or "hard" not in distill.students:
+    named = set(distill.students)
+    if not {"hard"} <= named <= set(STUDENTS) or len(named) < len(distill.students):
         raise ValueError(
             f"distill.students={tuple(distill.students)}: name hard, to compare with, and some of "
-            f"{', '.join(STUDENTS[1:])}."
+            f"{', '.join(STUDENTS[1:])}, none of them twice."
         )
     for kind in KINDS:
         divergence(config, kind)
-    optimizer_config(config.teacher)
     for name in ("pretrain.steps", "finetune.steps", "teacher.steps", "teacher.buckets",
                  "distill.samples"):
         section, field = name.split(".")
@@ -138,30 +144,22 @@ def teacher_examples(
     setup, count = study.teacher, config.distill.samples
 
     def work() -> tuple[None, dict[str, Any]]:
-        key = launch.run_key(seed, "rollouts")
+        key = jax.random.fold_in(launch.run_key(seed, "rollouts"), 0)  # steps have 1, 2, ...
         policy, tags = setup.policy(teacher), np.zeros(count, int)
         drawn = sample_problems(policy, study.problems, tags, key, Filters())
         rows = zip(drawn.tokens, drawn.mask, strict=True)
         return None, {"ids": [completion_ids(tokens, mask) for tokens, mask in rows]}
 
     _, found = run.phase(f"seed{seed}/teacher_samples", work)
-    prompts = prompts_of(study, range(len(study.problems)))
     return [
         Example(tuple(prompt), tuple(map(tuple, ids)))
-        for prompt, ids in zip(prompts, found["ids"], strict=True)
+        for prompt, ids in zip(study.prompts, found["ids"], strict=True)
     ]
 
 
 def completion_ids(tokens: np.ndarray, mask: np.ndarray) -> list[list[int]]:
     """What follows the tag in sampled tokens `[R, N]` under their mask."""
     return [row[kept][1:].tolist() for row, kept in zip(tokens, mask, strict=True)]
-
-
-def prompts_of(study: Study, members: Sequence[int]) -> list[list[int]]:
-    """The prompts of some of the problems, as ids."""
-    setup = study.setup
-    problems = [study.problems[index] for index in members]
-    return [setup.text_format.prompt_ids(setup.task.prompt(problem)) for problem in problems]
 
 
 def distill(
@@ -219,12 +217,13 @@ def own_batch(
       buckets: lengths that rows are padded to, beside the longest possible.
     """
     text_format, model = study.setup.text_format, study.setup.model
-    prompts = prompts_of(study, members)
-    key = jax.random.fold_in(launch.run_key(seed, "rollouts"), step)
+    prompts, length = [study.prompts[i] for i in members], max(map(len, study.prompts))
+    key = jax.random.fold_in(launch.run_key(seed, "rollouts"), step + 1)
     samples = sample(
-        params, *pad_prompts(prompts, text_format.pad_id), np.zeros((len(prompts), 1), np.int32),
+        params, *pad_prompts(prompts, text_format.pad_id, length),
+        np.zeros((len(prompts), 1), np.int32),
         sequence_keys(key, jnp.asarray(members), 1), Filters(), config=model,
-        max_new_tokens=model.max_length - study.setup.prompt_length,
+        max_new_tokens=model.max_length - length,
         stop_ids=text_format.stop_ids, pad_id=text_format.pad_id,
     )
     written = completion_ids(np.asarray(samples.tokens), np.asarray(samples.mask))
@@ -270,7 +269,7 @@ def run_seed(
 
 def work(run: Run, study: Study, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Every seed, then the plot; returns results.json."""
-    results = arms.over_seeds(study.setup, config, partial(run_seed, run, study, config))
+    results = arms.run_seeds(study.setup, config, partial(run_seed, run, study, config))
     if jax.process_index() == 0:
         curves = reports.pass_at_k_curves(results["arms"])
         curves.savefig(run.path / "plots" / "pass_at_k.png", dpi=120)

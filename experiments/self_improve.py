@@ -120,10 +120,11 @@ def build(config: ml_collections.ConfigDict) -> Study:
         )
     setup, settings = set_up(config, ("mixed",)), config.improve
     changes = {name: value for name, value in settings.override.items() if value is not None}
-    unknown = sorted(set(settings.methods) - set(METHODS))
-    if unknown or not settings.methods:
+    named = set(settings.methods)
+    if not named or not named <= set(METHODS) or len(named) < len(settings.methods):
         raise ValueError(
-            f"improve.methods={tuple(settings.methods)}: name some of {', '.join(METHODS)}."
+            f"improve.methods={tuple(settings.methods)}: name some of {', '.join(METHODS)}, none "
+            "of them twice."
         )
     methods = {
         name: dataclasses.replace(METHODS[name], **changes) for name in settings.methods
@@ -149,6 +150,7 @@ def check(
 ) -> None:
     """Refuse settings that cannot work (ValueError)."""
     attempts.check(config, setup)
+    arms.check_written_rows(setup)
     improve = config.improve
     for name in ("pretrain.steps", "finetune.steps", "improve.rounds"):
         section, field = name.split(".")
@@ -282,7 +284,7 @@ def compared(study: Study, config: ml_collections.ConfigDict) -> list[tuple[str,
 
 def work(run: Run, study: Study, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Every seed, then the plots; returns results.json."""
-    results = arms.over_seeds(study.setup, config, partial(run_seed, run, study, config))
+    results = arms.run_seeds(study.setup, config, partial(run_seed, run, study, config))
     if jax.process_index() == 0:
         plot(run, study, config, results)
     return results

@@ -305,7 +305,7 @@ def run_cell(
         rows = found.rows(cell.problem.task, cell.problem.test)[: config.evaluation.shown]
         run.log_completions({"seed": seed, "cell": cell.name, **row} for row in rows)
     figures = {
-        "accuracy": over_seeds([found.correct[:, 0] for found in judged]),
+        "accuracy": seeds_estimate([found.correct[:, 0] for found in judged]),
         "tokens": sum(example.longest for example in examples),
         "labels": sum(len(example.traces[0]) for example in examples),
         "sequences": len(examples),
@@ -323,13 +323,13 @@ def run_cell(
             for seed, params, found in zip(seeds, policies, judged, strict=True)
         ]
         figures["probes"] = {
-            name: {of: over_seeds([each[name][of] for each in probed]) for of in outcomes}
+            name: {of: seeds_estimate([each[name][of] for each in probed]) for of in outcomes}
             for name, outcomes in probed[0].items()
         }
     return None, figures
 
 
-def over_seeds(outcomes: Sequence[np.ndarray]) -> dict[str, Any] | None:
+def seeds_estimate(outcomes: Sequence[np.ndarray]) -> dict[str, Any] | None:
     """The mean of bool outcomes `[P]`, an entry a seed, with its interval over seeds.
 
     `seeds` has each one's own, over problems; a single one's is the whole. Seeds without outcomes

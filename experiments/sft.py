@@ -108,7 +108,7 @@ def set_up(
     check_mesh(mesh_shape(config), model)
     check_numbers(config, task)
     for phase in ("pretrain", "finetune"):
-        check_trained(config, phase, model)
+        check_training(config, phase, model)
     check_arms(config, (*arms, config.arm), task, model)
     held_out = {
         split: distinct_problems(task, split, config.seed, count)
@@ -134,16 +134,9 @@ def check_numbers(config: ml_collections.ConfigDict, task: Problems) -> None:
         value = (config[section] if section else config)[field]
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1.")
-    parts = mesh_shape(config).rows
     for phase in ("pretrain", "finetune"):
-        optimizer_config(config[phase])
         if config[phase].steps < 0:
             raise ValueError(f"{phase}.steps={config[phase].steps}: must be 0 (none) or above.")
-        if config[phase].rows % parts:
-            raise ValueError(
-                f"{phase}.rows={config[phase].rows}: must be a multiple of the {parts} parts that "
-                "replica, data and fsdp of the mesh make."
-            )
         if config[phase].rows < task.num_traces:
             raise ValueError(
                 f"{phase}.rows={config[phase].rows}: a batch must hold all traces of a problem, so "
@@ -153,6 +146,18 @@ def check_numbers(config: ml_collections.ConfigDict, task: Problems) -> None:
         raise ValueError(f"loss.tag_noise={config.loss.tag_noise}: must be 0 or above.")
     check_reduction(config.loss.reduction)
     Filters(temperature=config.evaluation.temperature).check()
+
+
+def check_training(config: ml_collections.ConfigDict, section: str, model: ModelConfig) -> None:
+    """Refuse a section whose rows the mesh cannot share, or without an optimizer (ValueError)."""
+    settings, parts = config[section], mesh_shape(config).rows
+    optimizer_config(settings)
+    if settings.rows % parts:
+        raise ValueError(
+            f"{section}.rows={settings.rows}: must be a multiple of the {parts} parts that "
+            "replica, data and fsdp of the mesh make."
+        )
+    check_trained(config, section, model)
 
 
 def check_trained(config: ml_collections.ConfigDict, section: str, model: ModelConfig) -> None:

@@ -27,7 +27,8 @@ def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}.")
     config = ml_collections.ConfigDict()
-    config.seed = 0
+    # The settings were chosen on seed 0: the full scale has other seeds and held-out problems.
+    config.seed = 1 if preset == "full" else 0
     config.seeds = 3 if preset == "full" else 1
     config.arm = "mixed"  # one tag: there are no strategies here
     config.task = countdown.task_settings()

@@ -1,7 +1,7 @@
 """Answers at once, after fillers, or after a written trace, at several depths.
 
     --config=experiments/configs/serial.py           S3 at two depths, one seed: minutes
-    --config=experiments/configs/serial.py:groups    S3 and A5 at three depths, three seeds
+    --config=experiments/configs/serial.py:groups    S3, S4 and A5 at three depths, three seeds
     --config=experiments/configs/serial.py:others    the other problems at two layers, three seeds
 """
 
@@ -9,7 +9,7 @@ import ml_collections
 
 from experiments.configs import countdown
 
-GROUPS = ("S3", "A5")
+GROUPS = ("S3", "S4", "A5")
 PRESETS = ("quick", "groups", "others")
 
 
@@ -41,6 +41,7 @@ def words(group: str, tokens: int) -> dict:
 
 PROBLEMS = {
     "S3": words("S3", 3_000_000),  # solvable
+    "S4": words("S4", 4_000_000),  # solvable, and of a size nearer to that of A5
     "A5": words("A5", 4_000_000),  # the smallest group that is not
     "squaring": problem("squaring", "squares", 2_000_000, {"smallest": 103, "largest": 127}),
     "expressions": problem("expressions", "postorder", 2_000_000, {}),

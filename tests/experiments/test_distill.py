@@ -1,6 +1,7 @@
 """Distillation on a task of one operation: equal tokens, own completions, and refusals."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from experiments import distill, launch, sources
 from experiments.configs import countdown
 from experiments.configs import distill as configs
+from reasoning.runtime.runs import STOPPED, Run
 
 
 def configuration():
@@ -55,6 +57,33 @@ def test_students_are_compared_at_equal_tokens(distilled):
     assert first["hard"] == pytest.approx(first["forward"], rel=1e-5)  # the same first batch
 
 
+def figures(workdir):
+    """What a run found, without the seconds that it took."""
+    results = json.loads((workdir / "results.json").read_text())
+    for arm in results["arms"].values():
+        del arm["training"]["seconds"]
+    return results["arms"], results["comparisons"]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_figures(distilled, tmp_path, monkeypatch):
+    log, stops = Run.log_metrics, [("forward", 2), ("on_policy", 4)]
+
+    def log_and_stop(run, phase, step, metrics):
+        log(run, phase, step, metrics)
+        if stops and (phase, step) == stops[0]:
+            signal.raise_signal(signal.SIGTERM)
+            del stops[0]
+
+    monkeypatch.setattr(Run, "log_metrics", log_and_stop)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            distill.main(configuration(), str(tmp_path / "run"))
+        assert stopped.value.code == STOPPED
+    distill.main(configuration(), str(tmp_path / "run"))
+    assert not stops and figures(tmp_path / "run") == figures(distilled)
+
+
 def test_own_rows_are_the_students_own_completions():
     config = configuration()
     study = distill.build(config)
@@ -80,6 +109,9 @@ def test_own_rows_are_the_students_own_completions():
     [
         ("distill.students", ("forward",), "distill.students=('forward',): name hard"),
         ("distill.students", ("hard", "soft"), "distill.students=('hard', 'soft')"),
+        ("distill.students", ("hard", "hard"), "none of them twice"),
+        ("model.max_length", 42, "model.max_length=42: a policy's own completions"),
+        ("teacher.trained", "nothing", "trained='nothing'"),
         ("distill.mix", 0.0, "divergence mix=0.0"),
         ("distill.temperature", 0.0, "divergence temperature=0.0"),
         ("model.max_length", 16, "model.max_length=16: the longest training row takes"),

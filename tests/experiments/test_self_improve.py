@@ -1,6 +1,7 @@
 """Self-improvement on a task of one operation: files, figures, and refusals."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from experiments.configs import self_improve as configs
 from experiments.self_improve import METHODS, Method
 from reasoning.data.pipelines import Example
 from reasoning.data.tasks.base import parse_completion
+from reasoning.runtime.runs import STOPPED, Run
 
 
 def configuration():
@@ -20,7 +22,8 @@ def configuration():
     config.task.arguments.update(arguments)
     config.model.preset, config.model.max_length = "0.1m", 40
     for phase in (config.pretrain, config.finetune, config.dpo):
-        phase.steps, phase.problems, phase.rows, phase.buckets = 6, 40, 16, 1
+        phase.steps, phase.rows, phase.buckets = 6, 16, 1
+    config.pretrain.problems = 40
     config.pretrain.steps = 80
     config.improve.methods = ("rest_em",)
     config.improve.override.rationalise = True
@@ -88,6 +91,33 @@ def test_a_finished_run_is_only_reported(improved, capsys):
     self_improve.main(configuration(), str(improved))
     out = capsys.readouterr().out
     assert "finished" in out and "pass@1 of dpo less base" in out
+
+
+def figures(workdir):
+    """What a run found, without the seconds that it took."""
+    results = json.loads((workdir / "results.json").read_text())
+    for arm in results["arms"].values():
+        del arm["training"]["seconds"]
+    return results["arms"], results["comparisons"]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_figures(improved, tmp_path, monkeypatch):
+    log, stops = Run.log_metrics, [("rest_em_2", 2), ("dpo", 4)]
+
+    def log_and_stop(run, phase, step, metrics):
+        log(run, phase, step, metrics)
+        if stops and (phase, step) == stops[0]:
+            signal.raise_signal(signal.SIGTERM)
+            del stops[0]
+
+    monkeypatch.setattr(Run, "log_metrics", log_and_stop)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            self_improve.main(configuration(), str(tmp_path / "run"))
+        assert stopped.value.code == STOPPED
+    self_improve.main(configuration(), str(tmp_path / "run"))
+    assert not stops and figures(tmp_path / "run") == figures(improved)
 
 
 def test_pairs_and_chains_are_of_one_problem_each(improved):
@@ -194,7 +224,9 @@ def test_reference_log_probs_are_those_of_every_pair(improved):
     [
         ("improve.methods", ("star", "magic"), "improve.methods=('star', 'magic')"),
         ("model.max_length", 16, "model.max_length=16: the longest training row takes"),
+        ("model.max_length", 42, "model.max_length=42: a policy's own completions"),
         ("improve.methods", (), "improve.methods=()"),
+        ("improve.methods", ("rft", "rft"), "none of them twice"),
         ("improve.rounds", 0, "improve.rounds=0"),
         ("improve.hinted", 1.5, "improve.hinted=1.5"),
         ("improve.hinted", 0.0, "improve.hinted=0: rest_em tells the policy answers"),
@@ -205,6 +237,7 @@ def test_reference_log_probs_are_those_of_every_pair(improved):
         ("attempts.wrong", 0, "attempts.wrong=0"),
         ("dpo.beta", 0.0, "preference beta=0.0"),
         ("dpo.rows", 15, "dpo.rows=15: must be even"),
+        ("dpo.trained", "nothing", "trained='nothing'"),
         ("pretrain.steps", 0, "pretrain.steps=0"),
         ("task.name", "group_words", "chains of attempts are made for countdown"),
     ],

@@ -119,12 +119,12 @@ def test_seeds_in_one_program_are_the_seeds_alone():
 
 def test_seeds_are_over_problems_each_and_together_over_runs():
     right, wrong = np.ones(10, bool), np.zeros(10, bool)
-    both = serial.over_seeds([right, wrong, np.empty(0, bool)])
+    both = serial.seeds_estimate([right, wrong, np.empty(0, bool)])
     assert both["value"] == 0.5 and both["n"] == 2 and both["high"] > 1  # t of one degree
     assert [seed["value"] for seed in both["seeds"]] == [1.0, 0.0]
-    alone = serial.over_seeds([right])
+    alone = serial.seeds_estimate([right])
     assert alone["n"] == 10 and alone["low"] == pytest.approx(10 / (10 + 1.96**2), abs=1e-3)
-    assert serial.over_seeds([np.empty(0, bool)]) is None
+    assert serial.seeds_estimate([np.empty(0, bool)]) is None
 
 
 @pytest.mark.parametrize("preset", configs.PRESETS)

@@ -33,6 +33,7 @@ from reasoning.data.tasks.base import (
 from reasoning.data.tasks.steps import check_strategy, longest_opening
 
 FORWARD_OPS = ("*", "+", "-")
+MISSED = ("low", "high")  # how a try ends that did not make the target
 MAX_DRAWS = 10_000  # bounds the search of `sample` for a problem that some strategy solves
 MAX_POSITIONS = 2000  # bounds the work of `check_trace`: six numbers, 20 tries reach about 100
 Order = Callable[["Step"], tuple]
@@ -344,7 +345,7 @@ class Countdown:
         for attempt in wrong:
             told = _replay(written, parse_completion(attempt)[0], self.max_number)
             checks = [step.rpartition(" ")[2] for step in told]
-            if checks[-1] in ("low", "high") and "yes" not in checks:
+            if checks[-1] in MISSED and "yes" not in checks:
                 written = told
         steps, answer = parse_completion(right)
         if self.check_trace(problem, None, steps) < 1.0 or not steps.endswith(" yes"):
