@@ -1,7 +1,6 @@
 """Distillation on a task of one operation: equal tokens, own completions, and refusals."""
 
 import json
-import signal
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from experiments import distill, launch, sources
 from experiments.configs import countdown
 from experiments.configs import distill as configs
-from reasoning.runtime.runs import STOPPED, Run
 
 
 def configuration():
@@ -57,31 +55,11 @@ def test_students_are_compared_at_equal_tokens(distilled):
     assert first["hard"] == pytest.approx(first["forward"], rel=1e-5)  # the same first batch
 
 
-def figures(workdir):
-    """What a run found, without the seconds that it took."""
-    results = json.loads((workdir / "results.json").read_text())
-    for arm in results["arms"].values():
-        del arm["training"]["seconds"]
-    return results["arms"], results["comparisons"]
-
-
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_figures(distilled, tmp_path, monkeypatch):
-    log, stops = Run.log_metrics, [("forward", 2), ("on_policy", 4)]
-
-    def log_and_stop(run, phase, step, metrics):
-        log(run, phase, step, metrics)
-        if stops and (phase, step) == stops[0]:
-            signal.raise_signal(signal.SIGTERM)
-            del stops[0]
-
-    monkeypatch.setattr(Run, "log_metrics", log_and_stop)
-    for _ in range(2):
-        with pytest.raises(SystemExit) as stopped:
-            distill.main(configuration(), str(tmp_path / "run"))
-        assert stopped.value.code == STOPPED
-    distill.main(configuration(), str(tmp_path / "run"))
-    assert not stops and figures(tmp_path / "run") == figures(distilled)
+def test_a_stopped_run_goes_on_to_the_same_figures(distilled, stopped_at, figures_of, tmp_path):
+    places = [("forward", 2), ("on_policy", 4)]
+    run = stopped_at(places, distill.main, configuration(), tmp_path / "run")
+    assert figures_of(run) == figures_of(distilled)
 
 
 def test_own_rows_are_the_students_own_completions():
@@ -121,26 +99,17 @@ def test_own_rows_are_the_students_own_completions():
         ("teacher.steps", 0, "teacher.steps=0"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_line(tmp_path, capsys, setting, value, words):
+def test_what_cannot_run_is_refused_in_one_line(tmp_path, refusal, setting, value, words):
     config = configuration()
     config.update_from_flattened_dict({setting: value})
-    assert words in refusal(config, tmp_path / "run", capsys)
+    assert words in refusal(distill.main, config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_another_configuration_is_refused(tmp_path, capsys):
+def test_another_configuration_is_refused(tmp_path, refusal):
     words = "give --config=experiments/configs/distill.py"
-    assert words in refusal(countdown.get_config(), tmp_path / "run", capsys)
+    assert words in refusal(distill.main, countdown.get_config(), tmp_path / "run")
 
-
-def refusal(config, workdir, capsys) -> str:
-    """The one line with which the program refuses a configuration."""
-    with pytest.raises(SystemExit) as stopped:
-        distill.main(config, str(workdir))
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert error.startswith("error: ") and error.count("\n") == 1
-    return error
 
 
 @pytest.mark.parametrize("preset", configs.PRESETS)

@@ -136,11 +136,11 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
         ("finetune.steps", 7, "another configuration (finetune.steps"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_line(finished, capsys, setting, value, words):
+def test_what_cannot_run_is_refused_in_one_line(finished, refusal, setting, value, words):
     config = configuration()
     config.update_from_flattened_dict({setting: value})
     before = contents(finished)
-    assert words in refusal(config, finished, capsys)
+    assert words in refusal(quickstart.main, config, finished)
     assert contents(finished) == before
 
 
@@ -151,21 +151,12 @@ def test_what_cannot_run_is_refused_in_one_line(finished, capsys, setting, value
         ({"task.name": "group_words", "task.arguments.size": 3}, "size=3: task 'group_words'"),
     ],
 )
-def test_nothing_is_written_for_what_cannot_be_trained(tmp_path, capsys, settings, words):
+def test_nothing_is_written_for_what_cannot_be_trained(tmp_path, refusal, settings, words):
     config = configuration()
     config.update_from_flattened_dict(settings)
-    assert words in refusal(config, tmp_path / "run", capsys)
+    assert words in refusal(quickstart.main, config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
-
-def refusal(config, workdir, capsys) -> str:
-    """The one line with which the quickstart refuses a configuration."""
-    with pytest.raises(SystemExit) as stopped:
-        quickstart.main(config, str(workdir))
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert error.startswith("error: ") and error.count("\n") == 1
-    return error
 
 
 @pytest.mark.parametrize(

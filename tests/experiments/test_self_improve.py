@@ -1,7 +1,6 @@
 """Self-improvement on a task of one operation: files, figures, and refusals."""
 
 import json
-import signal
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from experiments.configs import self_improve as configs
 from experiments.self_improve import METHODS, Method
 from reasoning.data.pipelines import Example
 from reasoning.data.tasks.base import parse_completion
-from reasoning.runtime.runs import STOPPED, Run
 
 
 def configuration():
@@ -93,31 +91,11 @@ def test_a_finished_run_is_only_reported(improved, capsys):
     assert "finished" in out and "pass@1 of dpo less base" in out
 
 
-def figures(workdir):
-    """What a run found, without the seconds that it took."""
-    results = json.loads((workdir / "results.json").read_text())
-    for arm in results["arms"].values():
-        del arm["training"]["seconds"]
-    return results["arms"], results["comparisons"]
-
-
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_to_the_same_figures(improved, tmp_path, monkeypatch):
-    log, stops = Run.log_metrics, [("rest_em_2", 2), ("dpo", 4)]
-
-    def log_and_stop(run, phase, step, metrics):
-        log(run, phase, step, metrics)
-        if stops and (phase, step) == stops[0]:
-            signal.raise_signal(signal.SIGTERM)
-            del stops[0]
-
-    monkeypatch.setattr(Run, "log_metrics", log_and_stop)
-    for _ in range(2):
-        with pytest.raises(SystemExit) as stopped:
-            self_improve.main(configuration(), str(tmp_path / "run"))
-        assert stopped.value.code == STOPPED
-    self_improve.main(configuration(), str(tmp_path / "run"))
-    assert not stops and figures(tmp_path / "run") == figures(improved)
+def test_a_stopped_run_goes_on_to_the_same_figures(improved, stopped_at, figures_of, tmp_path):
+    places = [("rest_em_2", 2), ("dpo", 4)]
+    run = stopped_at(places, self_improve.main, configuration(), tmp_path / "run")
+    assert figures_of(run) == figures_of(improved)
 
 
 def test_pairs_and_chains_are_of_one_problem_each(improved):
@@ -242,28 +220,19 @@ def test_reference_log_probs_are_those_of_every_pair(improved):
         ("task.name", "group_words", "chains of attempts are made for countdown"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_line(tmp_path, capsys, setting, value, words):
+def test_what_cannot_run_is_refused_in_one_line(tmp_path, refusal, setting, value, words):
     config = configuration()
     if setting == "task.name":
         config.task.arguments = {"group": "S3", "length": 3}
     config.update_from_flattened_dict({setting: value})
-    assert words in refusal(config, tmp_path / "run", capsys)
+    assert words in refusal(self_improve.main, config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_another_configuration_is_refused(tmp_path, capsys):
+def test_another_configuration_is_refused(tmp_path, refusal):
     words = "give --config=experiments/configs/self_improve.py"
-    assert words in refusal(countdown.get_config(), tmp_path / "run", capsys)
+    assert words in refusal(self_improve.main, countdown.get_config(), tmp_path / "run")
 
-
-def refusal(config, workdir, capsys) -> str:
-    """The one line with which the program refuses a configuration."""
-    with pytest.raises(SystemExit) as stopped:
-        self_improve.main(config, str(workdir))
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert error.startswith("error: ") and error.count("\n") == 1
-    return error
 
 
 @pytest.mark.parametrize("preset", configs.PRESETS)
