@@ -257,6 +257,9 @@ def train(
     optimizer = make_optimizer(optimizer_config(settings))
     key = launch.run_key(seed, "assign")
     longest_prompt = max(len(example.prompt) for example in examples)
+    num_problems = None
+    if arm == "matched" and setup.mesh is None:
+        num_problems = most_problems(examples, settings, seed)
 
     def update(state: TrainState, step: int, batch: pipelines.TraceBatch) -> Updated:
         batch = shard_rows(batch, setup.mesh)
@@ -269,6 +272,7 @@ def train(
             num_traces=setup.task.num_traces,
             prefix=longest_prompt + 1 + loss.match_tokens,
             match_tokens=loss.match_tokens,
+            num_problems=num_problems,
         )
         state, metrics = sft_update(
             state,
@@ -284,6 +288,17 @@ def train(
     name = name or ("base" if phase == "pretrain" else arm)
     batches = partial(example_batches, setup, examples, settings, seed)
     return train_steps(run, init_state(params, optimizer), batches, update, settings, name, seed)
+
+
+def most_problems(
+    examples: list[pipelines.Example], settings: ml_collections.ConfigDict, seed: int
+) -> int:
+    """The most problems in any batch of a phase."""
+    plan = pipelines.plan_batches(
+        examples, rows=settings.rows, num_batches=settings.steps, seed=seed,
+        buckets=pipelines.bucket_lengths(examples, settings.buckets),
+    )
+    return max(len(members) for _, members in plan)
 
 
 def example_batches(

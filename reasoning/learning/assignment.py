@@ -20,8 +20,9 @@ import optax
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning.losses import token_nll
 from reasoning.models.config import ModelConfig
+from reasoning.models.heads import map_logits
 from reasoning.models.strategies import tag_to_id
-from reasoning.models.transformer import Transformer
+from reasoning.models.transformer import Transformer, grow_cache, init_cache, take_rows
 
 Arm = Literal["mixed", "random", "fixed", "matched"]
 ARMS: tuple[Arm, ...] = ("mixed", "random", "fixed", "matched")
@@ -54,25 +55,98 @@ def with_tags(config: ModelConfig, batch: TraceBatch, tags: jax.Array) -> jax.Ar
 
 
 def matching_costs(
-    config: ModelConfig, params: Any, batch: TraceBatch, prefix: int, match_tokens: int
+    config: ModelConfig,
+    params: Any,
+    batch: TraceBatch,
+    prefix: int,
+    match_tokens: int,
+    num_problems: int | None = None,
 ) -> jax.Array:
     """Mean NLL of each row's first `match_tokens` trace tokens under each tag: `[N, S]`.
 
     Only the first `prefix` tokens of a row are read; forks must lie before
     `prefix - match_tokens`. No gradient flows through the result.
+
+    Args:
+      num_problems: the batch has no more; each one's prompt is then read once, for all its traces
+        and tags. None: every row and tag for itself.
     """
+    params = jax.lax.stop_gradient(params)
+    if num_problems is None:
+        nll = _nll_by_rows(config, params, batch, prefix, match_tokens)
+    else:
+        longest_prompt = prefix - match_tokens - 1
+        nll = _nll_by_problems(config, params, batch, longest_prompt, match_tokens, num_problems)
+    last = batch.lengths - batch.fork - 1  # tokens of the trace
+    mask = jnp.arange(nll.shape[2])[None] < last[:, None]
+    total = jnp.sum(nll * mask[:, None], axis=2)
+    return total / jnp.maximum(mask.sum(axis=1), 1)[:, None]
+
+
+def _trace_windows(batch: TraceBatch, match_tokens: int) -> tuple[jax.Array, jax.Array]:
+    """Where the first tokens of each row's trace are read, and these labels: `[N, L]` each.
+
+    What lies behind a row's end is any other of its tokens.
+    """
+    width = batch.tokens.shape[1]
+    places = batch.fork[:, None] + jnp.arange(min(match_tokens, width - 1))[None]
+    labels = jnp.take_along_axis(batch.tokens, jnp.minimum(places + 1, width - 1), axis=1)
+    return jnp.minimum(places, width - 1), labels
+
+
+def _nll_by_rows(
+    config: ModelConfig, params: Any, batch: TraceBatch, prefix: int, match_tokens: int
+) -> jax.Array:
+    """NLL `[N, S, L]` of the first trace tokens under each tag, by a row for each tag."""
     num_rows, num_tags = batch.tokens.shape[0], config.num_strategies
     short = batch.replace(tokens=batch.tokens[:, :prefix])
-    tokens = jax.vmap(lambda tag: with_tags(config, short, jnp.full(num_rows, tag)))(
-        jnp.arange(num_tags)
+    tokens = jax.vmap(
+        lambda tag: with_tags(config, short, jnp.full(num_rows, tag)), out_axes=1
+    )(jnp.arange(num_tags))
+    tokens = tokens.reshape(num_rows * num_tags, -1)
+    hidden, _ = Transformer(config).apply(params, tokens, head=False)
+    places, labels = (
+        jnp.repeat(x, num_tags, axis=0) for x in _trace_windows(batch, match_tokens)
     )
-    tokens = tokens.reshape(num_tags * num_rows, -1)  # [S*N, prefix]
-    logits, _ = Transformer(config).apply(jax.lax.stop_gradient(params), tokens)
-    nll = token_nll(logits, tokens).reshape(num_tags, num_rows, -1)
-    place = jnp.arange(1, tokens.shape[1])[None]  # the position that each label stands at
-    after, last = batch.fork[:, None], batch.lengths[:, None]
-    mask = (place > after) & (place <= after + match_tokens) & (place < last)
-    return (jnp.sum(nll * mask[None], axis=-1) / jnp.maximum(mask.sum(axis=-1), 1)[None]).T
+    places = jnp.minimum(places, tokens.shape[1] - 1)
+    read = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    nll = map_logits(token_nll, config, params, read, labels)
+    return nll.reshape(num_rows, num_tags, -1)
+
+
+def _nll_by_problems(
+    config: ModelConfig,
+    params: Any,
+    batch: TraceBatch,
+    longest_prompt: int,
+    match_tokens: int,
+    num_problems: int,
+) -> jax.Array:
+    """The same, by a row for each prompt, from whose cache the traces go on under each tag."""
+    num_rows, num_tags = batch.tokens.shape[0], config.num_strategies
+    rows = jnp.where(batch.lengths > 0, jnp.arange(num_rows), 0)
+    one_of = jnp.zeros(num_problems, jnp.int32).at[batch.problem].max(rows)  # a row of each problem
+    # On the left, as in sampling: the traces stand right behind their prompts.
+    places = batch.fork[one_of, None] - longest_prompt + jnp.arange(longest_prompt)[None]
+    prompts = jnp.take_along_axis(batch.tokens[one_of], jnp.maximum(places, 0), axis=1)
+    cache = init_cache(config, num_problems, longest_prompt)
+    _, cache = Transformer(config).apply(
+        params, prompts, segment_ids=(places >= 0).astype(jnp.int32),
+        positions=jnp.maximum(places, 0), cache=cache, num_scored=1, head=False,
+    )
+    places, labels = _trace_windows(batch, match_tokens)
+    traces = jnp.take_along_axis(batch.tokens, places, axis=1)
+    tags = jnp.broadcast_to(tag_to_id(config, jnp.arange(num_tags)), (num_rows, num_tags))
+    traces = jnp.repeat(traces[:, None], num_tags, axis=1).at[:, :, 0].set(tags)
+    traces = traces.reshape(num_rows * num_tags, -1)
+    cache = grow_cache(cache, longest_prompt + traces.shape[1])
+    cache = take_rows(cache, jnp.repeat(batch.problem, num_tags), config)
+    places, labels = (jnp.repeat(x, num_tags, axis=0) for x in (places, labels))
+    hidden, _ = Transformer(config).apply(
+        params, traces, positions=places, cache=cache, head=False
+    )
+    nll = map_logits(token_nll, config, params, hidden, labels)
+    return nll.reshape(num_rows, num_tags, -1)
 
 
 def match(costs: jax.Array) -> jax.Array:
@@ -120,7 +194,8 @@ def matching_entropy(costs: jax.Array, batch: TraceBatch, match_tokens: int) -> 
 
 
 @partial(
-    jax.jit, static_argnames=("arm", "config", "num_traces", "prefix", "match_tokens")
+    jax.jit,
+    static_argnames=("arm", "config", "num_traces", "prefix", "match_tokens", "num_problems"),
 )
 def assign(
     arm: Arm,
@@ -132,13 +207,14 @@ def assign(
     num_traces: int,
     prefix: int,
     match_tokens: int,
+    num_problems: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Tags `[N]` of a batch's rows under an arm, and the arm's metrics.
 
     Args:
       key: consumed by `random`.
       num_traces: M, the most traces that a problem has.
-      prefix, match_tokens: see `matching_costs`.
+      prefix, match_tokens, num_problems: see `matching_costs`.
 
     Returns:
       the tags, and for `matched` its `matching_entropy` and `matching_cost` (nats per token).
@@ -150,7 +226,7 @@ def assign(
         return jnp.asarray(batch.slot), {}
     if arm == "random":
         return random_injection(batch, num_tags, key), {}
-    costs = matching_costs(config, params, batch, prefix, match_tokens)
+    costs = matching_costs(config, params, batch, prefix, match_tokens, num_problems)
     tags = match_rows(costs, batch, num_traces)
     exists = batch.lengths > 0
     paid = jnp.take_along_axis(costs, tags[:, None], axis=1)[:, 0]

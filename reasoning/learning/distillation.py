@@ -25,9 +25,10 @@ from reasoning.learning.updates import (
     apply_gradient,
     count_sets,
     label_mask,
-    row_logits,
+    read_rows,
 )
 from reasoning.models.config import ModelConfig
+from reasoning.models.heads import logits_of, map_logits
 
 Kind = Literal["forward", "reverse", "jsd"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -122,13 +123,18 @@ def distill_update(
       per trace token), `trace_nll` (of the rows, nats per trace token), `grad_norm`, `tokens`.
     """
     num_sets = count_sets(batch)
-    aim, _ = row_logits(teacher_config, teacher, batch, tags)
+    aims, _ = read_rows(teacher_config, teacher, batch, tags)
+
+    def compare(logits: jax.Array, labels: jax.Array, aims: jax.Array) -> tuple:
+        """Distance and NLL `[N, t]` of some labels; aims are the hidden states of the teacher."""
+        aim = logits_of(teacher_config, teacher, aims)
+        return token_divergence(divergence, logits, aim), token_nll(logits, labels)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        logits, tokens = row_logits(config, params, batch, tags)
-        distance = token_divergence(divergence, logits[:, :-1], aim[:, :-1])
+        read = read_rows(config, params, batch, tags)
+        distance, nll = map_logits(compare, config, params, *read, aims)
         loss = reduce_nll(distance, label_mask(batch, tag_is_label), reduction, num_sets)
-        return loss, (distance, token_nll(logits, tokens))
+        return loss, (distance, nll)
 
     (loss, (distance, nll)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     trace = label_mask(batch, tag_is_label=False)

@@ -17,14 +17,9 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction={reduction!r}: must be one of {', '.join(REDUCTIONS)}.")
 
 
-def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """-log p(token) of tokens 1..T-1 given those before: `[B, T, V]`, `[B, T]` -> `[B, T-1]`.
-
-    Entry t belongs to token t+1. Nats, float32.
-    """
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits[:, :-1].astype(jnp.float32), tokens[:, 1:]
-    )
+def token_nll(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log p(label): logits `[..., V]` of any dtype, labels `[...]` -> `[...]` nats, float32."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
 
 
 def reduce_nll(

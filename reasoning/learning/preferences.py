@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 
 from reasoning.data.pipelines import TraceBatch
-from reasoning.learning.losses import masked_mean, token_nll
-from reasoning.learning.updates import TrainState, apply_gradient, label_mask, row_logits
+from reasoning.learning.losses import masked_mean
+from reasoning.learning.updates import TrainState, apply_gradient, label_mask, row_nll
 from reasoning.models.config import ModelConfig
 
 
@@ -67,9 +67,8 @@ def sequence_log_probs(
     Args:
       length_normalised: the mean over the completion's tokens in place of their sum.
     """
-    logits, tokens = row_logits(config, params, batch, tags)
     mask = label_mask(batch, tag_is_label=False)
-    total = -jnp.sum(token_nll(logits, tokens) * mask, axis=1)
+    total = -jnp.sum(row_nll(config, params, batch, tags) * mask, axis=1)
     return total / jnp.maximum(mask.sum(axis=1), 1.0) if length_normalised else total
 
 

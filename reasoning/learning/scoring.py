@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from reasoning.learning import losses
 from reasoning.learning.rl_state import RLConfig
 from reasoning.learning.rollouts import PromptBatch
+from reasoning.models.heads import logits_of, map_logits
 from reasoning.models.strategies import tag_to_id
 from reasoning.models.transformer import Transformer
 from reasoning.sampling.filters import Filters, filter_logits
@@ -23,10 +24,10 @@ def split_parts(tree: Any, num_parts: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), tree)
 
 
-def run_policy(
-    params: Any, prompts: PromptBatch, tokens: jax.Array, config: RLConfig, head: bool = True
+def read_completions(
+    params: Any, prompts: PromptBatch, tokens: jax.Array, config: RLConfig
 ) -> jax.Array:
-    """Logits (or hidden states) at the places that predict the tokens: `[P, G or 1, N, ...]`.
+    """Hidden states at the places that predict the tokens `[P, G, N]`: `[P, G or 1, N, D]`.
 
     The fork is predicted by the prompt alone, which is then read once for its G samples.
     """
@@ -37,11 +38,11 @@ def run_policy(
         read = tokens.reshape(-1, length)[:, :-1]
         ids = jnp.concatenate([repeat(ids), read], axis=1)
         mask = jnp.concatenate([repeat(mask), jnp.ones_like(read)], axis=1)
-    out, _ = Transformer(config.model).apply(
+    hidden, _ = Transformer(config.model).apply(
         params, ids, segment_ids=mask, positions=jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0),
-        num_scored=length, head=head,
+        num_scored=length, head=False,
     )
-    return out.reshape(num_prompts, -1, length, out.shape[-1])
+    return hidden.reshape(num_prompts, -1, length, hidden.shape[-1])
 
 
 def score(
@@ -60,28 +61,39 @@ def score(
         does.
       filters: those of the rollouts if left out.
     """
-    logits = run_policy(params, prompts, tokens, config)
-    shape = (*tokens.shape, logits.shape[-1])  # on the fork, a prompt's samples share their logits
     filters = config.rollout.filters if filters is None else filters
-    dist = filter_logits(jnp.broadcast_to(logits, shape), filters, tokens)
+
+    def of_tokens(dist: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        log_probs = jnp.take_along_axis(dist, tokens[..., None], axis=-1)[..., 0]
+        return log_probs, losses.token_entropy(dist)
+
+    def read(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return of_tokens(filter_logits(logits, filters, tokens), tokens)
+
+    hidden = read_completions(params, prompts, tokens, config)
+    hidden = jnp.broadcast_to(hidden, (*tokens.shape, hidden.shape[-1]))
+    hidden, rows = (x.reshape(-1, *x.shape[2:]) for x in (hidden, tokens))
+    scores = map_logits(read, config.model, params, hidden, rows)
     if config.rollout.tags == "stratified":
-        plain = jax.nn.log_softmax(logits[:, :, :1])
-        first = jnp.where(given[:, :, None, None], plain, dist[:, :, :1])
-        dist = jnp.concatenate([first, dist[:, :, 1:]], axis=2)
-    log_probs = jnp.take_along_axis(dist, tokens[..., None], axis=-1)[..., 0]
-    return log_probs, losses.token_entropy(dist)
+        plain = jax.nn.log_softmax(logits_of(config.model, params, hidden[:, :1]))
+        tag = (given.reshape(-1, 1) & (jnp.arange(rows.shape[1]) == 0)[None])
+        scores = jax.tree.map(
+            partial(jnp.where, tag), of_tokens(plain, rows[:, :1]), scores
+        )
+    return jax.tree.map(lambda x: x.reshape(tokens.shape), scores)
 
 
 def tag_log_probs(params: Any, prompts: PromptBatch, config: RLConfig) -> jax.Array:
     """The policy's log-probs of the S tags at the fork, `[P, S]`."""
-    logits = run_policy(params, prompts, jnp.zeros((prompts.ids.shape[0], 1, 1), jnp.int32), config)
+    fork = jnp.zeros((prompts.ids.shape[0], 1, 1), jnp.int32)
+    hidden = read_completions(params, prompts, fork, config)[:, 0, 0]
     tags = tag_to_id(config.model, jnp.arange(config.model.num_strategies))
-    return jax.nn.log_softmax(logits[:, 0, 0])[:, tags]
+    return jax.nn.log_softmax(logits_of(config.model, params, hidden))[:, tags]
 
 
 def critic_values(
     critic: Any, prompts: PromptBatch, tokens: jax.Array, config: RLConfig
 ) -> jax.Array:
     """The critic's value `[P, G, N]` before each token."""
-    hidden = run_policy(critic["model"], prompts, tokens, config, head=False)
+    hidden = read_completions(critic["model"], prompts, tokens, config)
     return jnp.einsum("pgnd,d->pgn", hidden.astype(jnp.float32), critic["head"])

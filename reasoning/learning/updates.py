@@ -17,6 +17,7 @@ from reasoning.data.pipelines import TraceBatch
 from reasoning.learning import assignment
 from reasoning.learning.losses import Reduction, reduce_nll, token_nll
 from reasoning.models.config import ModelConfig
+from reasoning.models.heads import map_logits
 from reasoning.models.transformer import Transformer
 
 
@@ -42,14 +43,19 @@ def label_mask(batch: TraceBatch, tag_is_label: bool) -> jax.Array:
     return ((place >= first) & (place < batch.lengths[:, None])).astype(jnp.float32)
 
 
-def row_logits(
+def read_rows(
     config: ModelConfig, params: Any, batch: TraceBatch, tags: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Logits `[N, T, V+S]` of the rows under their tags `[N]`, and the tokens read `[N, T]`."""
+    """Hidden states `[N, T-1, D]` before the labels `[N, T-1]`, of the rows under their tags."""
     tokens = assignment.with_tags(config, batch, tags)
     segment_ids = (jnp.arange(tokens.shape[1])[None] < batch.lengths[:, None]).astype(jnp.int32)
-    logits, _ = Transformer(config).apply(params, tokens, segment_ids=segment_ids)
-    return logits, tokens
+    hidden, _ = Transformer(config).apply(params, tokens, segment_ids=segment_ids, head=False)
+    return hidden[:, :-1], tokens[:, 1:]
+
+
+def row_nll(config: ModelConfig, params: Any, batch: TraceBatch, tags: jax.Array) -> jax.Array:
+    """-log p of tokens 1..T-1 of the rows under their tags `[N]`: `[N, T-1]` nats."""
+    return map_logits(token_nll, config, params, *read_rows(config, params, batch, tags))
 
 
 def count_sets(batch: TraceBatch) -> jax.Array:
@@ -91,7 +97,7 @@ def sft_update(
     mask, num_sets = label_mask(batch, tag_is_label), count_sets(batch)
 
     def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
-        nll = token_nll(*row_logits(config, params, batch, tags))
+        nll = row_nll(config, params, batch, tags)
         return reduce_nll(nll, mask, reduction, num_sets), nll
 
     (loss, nll), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)

@@ -72,6 +72,24 @@ def init_cache(config: ModelConfig, batch_size: int, num_slots: int) -> KVCache:
     )
 
 
+def grow_cache(cache: KVCache, num_slots: int) -> KVCache:
+    """The same cache with `num_slots` slots, those behind the present ones empty."""
+    more = num_slots - cache.segment_ids.shape[1]
+
+    def grow(part: jax.Array) -> jax.Array:
+        return jnp.pad(part, [(0, 0)] * (part.ndim - 2) + [(0, more), (0, 0)])
+
+    keys, values = jax.tree.map(grow, (cache.keys, cache.values))
+    return KVCache(keys, values, jnp.pad(cache.segment_ids, ((0, 0), (0, more))), cache.length)
+
+
+def take_rows(cache: KVCache, rows: jax.Array, config: ModelConfig) -> KVCache:
+    """The cache whose row i is row `rows[i]` of this one."""
+    take = partial(jnp.take, indices=rows, axis=1 if config.scan_layers else 0)
+    keys, values = jax.tree.map(take, (cache.keys, cache.values))
+    return KVCache(keys, values, cache.segment_ids[rows], cache.length)
+
+
 @flax.struct.dataclass
 class LayerKind:
     """In what a layer differs from others; `[L, ...]` for all of them.

@@ -25,7 +25,12 @@ from numpy.typing import ArrayLike
 from reasoning.data.formats import TextFormat
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import tag_to_id
-from reasoning.models.transformer import KVCache, Transformer, gather_for_sampling, init_cache
+from reasoning.models.transformer import (
+    Transformer,
+    gather_for_sampling,
+    init_cache,
+    take_rows,
+)
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, check_lengths, ends_at, sample, share_cache
 
@@ -252,7 +257,7 @@ def beam_search(
         tokens = jax.lax.dynamic_update_slice(tokens, token[..., None], (0, 0, t))
         done = jnp.take_along_axis(done, parents, axis=1) | ends_at(token, stop_ids)
         rows = parents + num_beams * jnp.arange(num_prompts)[:, None]
-        cache = _take_rows(cache, rows.reshape(-1), config)
+        cache = take_rows(cache, rows.reshape(-1), config)
         logits, cache = model.apply(
             params, token.reshape(-1, 1), positions=positions + t, cache=cache
         )
@@ -273,11 +278,3 @@ def beam_search(
 def _certain(ids: jax.Array, num_ids: int) -> jax.Array:
     """Log-probs `[..., V]` of a draw that can only give these ids `[...]`."""
     return jnp.where(jax.nn.one_hot(ids, num_ids, dtype=bool), 0.0, -jnp.inf)
-
-
-def _take_rows(cache: KVCache, rows: jax.Array, config: ModelConfig) -> KVCache:
-    """The cache whose row i is row `rows[i]` of this one."""
-    axis = 1 if config.scan_layers else 0
-    take = partial(jnp.take, indices=rows, axis=axis)
-    keys, values = jax.tree.map(take, (cache.keys, cache.values))
-    return KVCache(keys, values, cache.segment_ids[rows], cache.length)

@@ -1,5 +1,6 @@
 """Traces to tags: the assignment against brute force, its costs against single rows, the arms."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -34,7 +35,7 @@ def make_examples():
 
 
 BATCH = collate(make_examples(), WIDTH, [0, 1, 2, 3], ROWS, pad_id=0)  # one row is padding
-costs_of = jax.jit(assignment.matching_costs, static_argnums=(0, 3, 4))
+costs_of = jax.jit(assignment.matching_costs, static_argnums=(0, 3, 4, 5))
 assign = functools.partial(assignment.assign, num_traces=3, prefix=PREFIX, match_tokens=MATCH)
 
 
@@ -118,6 +119,24 @@ def test_matching_costs_are_those_of_single_rows(config, params, forward):
     assert np.ptp(expected[:8], axis=1).min() > 0.01  # tags matter to every trace
     longer = costs_of(config, params, BATCH, WIDTH, MATCH)  # a longer prefix shows nothing more
     np.testing.assert_allclose(longer, costs, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{}, {"scan_layers": True}, {"position_encoding": "rope"},
+                                    {"num_kv_heads": 1}, {"windows": (3, 0)}], ids=str)
+@pytest.mark.parametrize("match_tokens", [1, MATCH, 100])
+def test_costs_with_prompts_read_once_are_those_of_every_row(
+    config, rough_params, change, match_tokens
+):
+    config = dataclasses.replace(config, **change)
+    params, prefix = rough_params(config), 6 + match_tokens
+    alone = costs_of(config, params, BATCH, prefix, match_tokens)
+    for num_problems in (4, 7):
+        shared = costs_of(config, params, BATCH, prefix, match_tokens, num_problems)
+        np.testing.assert_allclose(shared, alone, atol=2e-6)
+    order = np.random.default_rng(0).permutation(ROWS)  # rows may stand in any order
+    moved = jax.tree.map(lambda x: x[order], BATCH)
+    shared = costs_of(config, params, moved, prefix, match_tokens, 4)
+    np.testing.assert_allclose(shared, alone[order], atol=2e-6)
 
 
 def test_no_gradient_flows_through_the_costs(config, params):

@@ -34,15 +34,15 @@ def reference_loss(nll, reduction):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.1)])
-def test_token_nll_is_that_of_the_next_token(dtype, tolerance):
-    nll = token_nll(jnp.asarray(LOGITS, dtype), jnp.asarray(TOKENS))
+def test_token_nll_is_that_of_the_label(dtype, tolerance):
+    nll = token_nll(jnp.asarray(LOGITS, dtype)[:, :-1], jnp.asarray(TOKENS)[:, 1:])
     assert nll.dtype == jnp.float32
     np.testing.assert_allclose(nll, reference_nll(LOGITS), atol=tolerance)
 
 
 def test_token_nll_known_values():
-    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [1.0, 1.0, 1.0]]]))
-    nll = token_nll(logits, jnp.array([[2, 0, 1]]))
+    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]]))
+    nll = token_nll(logits, jnp.array([[0, 1]]))
     np.testing.assert_allclose(nll, [[np.log(2), np.log(5)]], rtol=1e-6)
 
 
@@ -83,7 +83,7 @@ def test_an_empty_mask_gives_0_and_no_gradient(reduction):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradient_is_that_of_finite_differences(reduction):
     def loss(logits):
-        nll = token_nll(logits, jnp.asarray(TOKENS))
+        nll = token_nll(logits[:, :-1], jnp.asarray(TOKENS)[:, 1:])
         return reduce_nll(nll, jnp.asarray(MASK), reduction, NUM_SETS)
 
     gradient = jax.jit(jax.grad(loss))(jnp.asarray(LOGITS, jnp.float32))

@@ -404,10 +404,10 @@ def test_the_entropy_is_read_by_one_pass_for_all_who_need_it(
 
     def count(*arguments, **options):
         calls.append(arguments)
-        return run_policy(*arguments, **options)
+        return read_completions(*arguments, **options)
 
-    run_policy = scoring.run_policy
-    monkeypatch.setattr(scoring, "run_policy", count)
+    read_completions = scoring.read_completions
+    monkeypatch.setattr(scoring, "read_completions", count)
 
     def passes(preset, **overrides):
         config = rl_config(preset, overrides)
