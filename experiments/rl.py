@@ -103,6 +103,7 @@ def rl_config(
             max_new_tokens=setup.model.max_length - setup.prompt_length,
             tags="stratified" if algorithm.positions == "fork_exact" else "own",
             early_exit=early_exit,
+            num_slots=settings.num_slots,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
@@ -423,9 +424,15 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
     """Refuse settings of a section of the configuration that cannot run (ValueError)."""
     settings = config[section]
     on_device = compiled_reward(setup, settings)
-    critic = rl_config(setup, settings).algorithm.critic
+    early_exit = not seeds_side_by_side(config.seeds)
+    critic = rl_config(setup, settings, early_exit).algorithm.critic
     optimizer_config(settings)
     check_trained(config, section, setup.model)
+    if settings.num_slots is not None and setup.mesh is not None:
+        raise ValueError(
+            f"{section}.num_slots={settings.num_slots}: on a mesh every sample has a row of its "
+            "own; leave it out."
+        )
     if critic and settings.trained != "all":
         raise ValueError(
             f"{section}.trained={settings.trained!r}: the value model of "

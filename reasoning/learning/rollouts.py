@@ -31,6 +31,7 @@ from reasoning.rewards.verdicts import (
 )
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, Samples, sample, sequence_keys
+from reasoning.sampling.slots import sample_in_slots
 
 Metrics = dict[str, jax.Array]
 
@@ -101,6 +102,8 @@ class RolloutConfig:
       max_new_tokens: N, tag and <eos> included.
       tags: "own" (the policy draws them) or "stratified" (every tag equally often).
       early_exit: end the sampler's loop when every row has ended (not under vmap).
+      num_slots: rows that are sampled at a time, each going on with the next sample when its own
+        has ended (not under vmap, nor on a mesh); None: a row for every sample.
       temperature, top_k, top_p, min_p: the distribution that is sampled from, and trained.
       repetition_weight: of minus the share of repeated n-grams (2502.03373).
       overlong_weight: of DAPO's soft punishment over the last `overlong_buffer` tokens.
@@ -115,6 +118,7 @@ class RolloutConfig:
     max_new_tokens: int = 64
     tags: Literal["own", "stratified"] = "own"
     early_exit: bool = True
+    num_slots: int | None = None
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -131,9 +135,15 @@ class RolloutConfig:
             raise ValueError("temperature=0: greedy samples of a prompt are all alike; raise it.")
         if self.tags not in ("own", "stratified"):
             raise ValueError(f"tags={self.tags!r}: must be own or stratified.")
-        for name in ("num_samples", "max_new_tokens", "overlong_buffer", "repetition_ngram"):
-            if getattr(self, name) < 1:
+        for name in ("num_samples", "max_new_tokens", "num_slots", "overlong_buffer",
+                     "repetition_ngram"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if self.num_slots is not None and not self.early_exit:
+            raise ValueError(
+                f"num_slots={self.num_slots}: rows that take up new samples end when all are "
+                "written; needs early_exit."
+            )
         if self.repetition_count < 2:
             raise ValueError(
                 f"repetition_count={self.repetition_count}: must be at least 2; every n-gram "
@@ -179,8 +189,12 @@ def draw(
     pad_id: int,
 ) -> Samples:
     """G samples of each prompt, `[P * G, ...]`."""
-    num_prompts = prompts.ids.shape[0]
-    return sample(
+    num_prompts, slots = prompts.ids.shape[0], rollout.num_slots
+    if slots is not None and slots < num_prompts * rollout.num_samples:
+        how = partial(sample_in_slots, num_slots=slots)
+    else:
+        how = partial(sample, early_exit=rollout.early_exit)
+    return how(
         params,
         prompts.ids,
         prompts.mask,
@@ -191,7 +205,6 @@ def draw(
         max_new_tokens=rollout.max_new_tokens,
         stop_ids=stop_ids,
         pad_id=pad_id,
-        early_exit=rollout.early_exit,
     )
 
 

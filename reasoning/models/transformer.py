@@ -36,12 +36,14 @@ class KVCache:
       keys, values: one `[B, K, C, H]` per layer (`[L, B, K, C, H]` when layers are scanned);
         this order of axes spares a transposition of the whole cache at every decoding step.
       segment_ids: `[B, C]` int32, 0 where the slot is empty or holds padding.
-      length: scalar int32, slots in use.
+      positions: `[B, C]` int32, of the token in the slot; it need not grow with the slots.
+      length: scalar int32, the slot that the next token takes.
     """
 
     keys: Any
     values: Any
     segment_ids: jax.Array
+    positions: jax.Array
     length: jax.Array
 
 
@@ -68,6 +70,7 @@ def init_cache(config: ModelConfig, batch_size: int, num_slots: int) -> KVCache:
         keys=layers(),
         values=layers(),
         segment_ids=jnp.zeros((batch_size, num_slots), jnp.int32),
+        positions=jnp.zeros((batch_size, num_slots), jnp.int32),
         length=jnp.zeros((), jnp.int32),
     )
 
@@ -80,14 +83,23 @@ def grow_cache(cache: KVCache, num_slots: int) -> KVCache:
         return jnp.pad(part, [(0, 0)] * (part.ndim - 2) + [(0, more), (0, 0)])
 
     keys, values = jax.tree.map(grow, (cache.keys, cache.values))
-    return KVCache(keys, values, jnp.pad(cache.segment_ids, ((0, 0), (0, more))), cache.length)
+    rows = (jnp.pad(x, ((0, 0), (0, more))) for x in (cache.segment_ids, cache.positions))
+    return KVCache(keys, values, *rows, cache.length)
 
 
 def take_rows(cache: KVCache, rows: jax.Array, config: ModelConfig) -> KVCache:
     """The cache whose row i is row `rows[i]` of this one."""
     take = partial(jnp.take, indices=rows, axis=1 if config.scan_layers else 0)
     keys, values = jax.tree.map(take, (cache.keys, cache.values))
-    return KVCache(keys, values, cache.segment_ids[rows], cache.length)
+    return KVCache(keys, values, cache.segment_ids[rows], cache.positions[rows], cache.length)
+
+
+def repeat_rows(cache: KVCache, count: int, config: ModelConfig) -> KVCache:
+    """The cache with each row `count` times, one behind the other."""
+    repeat = partial(jnp.repeat, repeats=count, axis=1 if config.scan_layers else 0)
+    keys, values = jax.tree.map(repeat, (cache.keys, cache.values))
+    rows = (jnp.repeat(x, count, axis=0) for x in (cache.segment_ids, cache.positions))
+    return KVCache(keys, values, *rows, cache.length)
 
 
 @flax.struct.dataclass
@@ -294,12 +306,12 @@ class Block(nn.Module):
         kind: LayerKind,
         positions: jax.Array,
         mask: jax.Array,
-        distances: jax.Array,
+        distances: jax.Array | None,
         slot: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Map `[B, T, D]` to itself, with the layer's cache (or None) carried along.
 
-        `distances` `[T, C]` are from each key's slot to each query's.
+        `distances` `[B or 1, T, C]` are from each key's position to each query's.
         """
         config = self.config
 
@@ -308,7 +320,7 @@ class Block(nn.Module):
             return post_norm(update) if post_norm else update
 
         if kind.window is not None:
-            mask = mask & (distances < kind.window)[None]
+            mask = mask & (distances < kind.window)
         normed = RMSNorm(config, name="attention_norm")(x)
         update, cache = Attention(config, name="attention")(
             normed, positions, mask, cache, slot, kind.frequencies
@@ -374,20 +386,22 @@ class Transformer(nn.Module):
                 f"max_length={config.max_length}: the rows have {length} tokens; raise it, or "
                 "choose shorter traces."
             )
-        offset = 0 if cache is None else cache.length
         if segment_ids is None:
             segment_ids = jnp.ones((batch, length), jnp.int32)
         if positions is None:
+            offset = 0 if cache is None else cache.length
             positions = jnp.broadcast_to(offset + jnp.arange(length), (batch, length))
-        slots = offset + jnp.arange(length)  # [T], where these tokens stand among the keys
-        key_segments = segment_ids
-        if cache is not None:
-            key_segments = jax.lax.dynamic_update_slice_in_dim(
-                cache.segment_ids, segment_ids, cache.length, axis=1
+        keys = segment_ids, positions  # of what may be looked at
+        if cache is None:
+            places = jnp.arange(length)
+            distances = (places[:, None] - places[None])[None]  # [1, T, T]
+        else:
+            keys = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=1)
+                for old, new in zip((cache.segment_ids, cache.positions), keys, strict=True)
             )
-        key_slots = jnp.arange(key_segments.shape[1])
-        distances = slots[:, None] - key_slots[None, :]  # [T, C]
-        mask = (segment_ids[:, :, None] == key_segments[:, None, :]) & (distances >= 0)[None]
+            distances = positions[:, :, None] - keys[1][:, None, :]  # [B, T, C]
+        mask = (segment_ids[:, :, None] == keys[0][:, None, :]) & (distances >= 0)
 
         tables = strategies.table_initializer()
         token_table = self.param("token_embedding", tables, (config.vocab_size, config.d_model))
@@ -414,7 +428,7 @@ class Transformer(nn.Module):
         slot = None if cache is None else cache.length
         x, keys_values = self._layers(x, cache, positions, mask, distances, slot)
         if cache is not None:
-            cache = KVCache(*keys_values, key_segments, cache.length + length)
+            cache = KVCache(*keys_values, *keys, cache.length + length)
         kept = length if num_scored is None else num_scored
         x = RMSNorm(config, name="final_norm")(x[:, length - kept :])
 
@@ -442,7 +456,7 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """Run all blocks; returns `[B, T, D]` and the new (keys, values) of the cache."""
         config, block, kinds = self.config, _block_class(self.config), layer_kinds(self.config)
-        shared = positions, mask, distances, slot
+        shared = positions, mask, distances if any(config.windows) else None, slot
         if config.scan_layers:
             scan = nn.scan(
                 block,

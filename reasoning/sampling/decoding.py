@@ -28,11 +28,13 @@ from reasoning.models.strategies import tag_to_id
 from reasoning.models.transformer import (
     Transformer,
     gather_for_sampling,
-    init_cache,
+    grow_cache,
+    repeat_rows,
     take_rows,
 )
+from reasoning.sampling.draws import OWN_TAG, ends_at
 from reasoning.sampling.filters import Filters
-from reasoning.sampling.sampler import OWN_TAG, check_lengths, ends_at, sample, share_cache
+from reasoning.sampling.sampler import check_lengths, completion_mask, prefill, sample
 
 
 @flax.struct.dataclass
@@ -232,12 +234,9 @@ def beam_search(
     num_prompts, prompt_length = prompts.shape
     check_lengths(config, prompt_length, max_new_tokens)
     model, params = Transformer(config), gather_for_sampling(config, params)
-    cache = init_cache(config, num_prompts, prompt_length + max_new_tokens)
-    logits, cache = model.apply(
-        params, prompts, segment_ids=prompt_mask, cache=cache, num_scored=1,
-        positions=jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0),
-    )
-    logits, cache = share_cache(logits[:, 0], cache, num_beams, config)
+    logits, cache = prefill(config, params, prompts, prompt_mask)
+    logits = jnp.repeat(logits, num_beams, axis=0)
+    cache = grow_cache(repeat_rows(cache, num_beams, config), prompt_length + max_new_tokens)
     shape = num_prompts, num_beams
     positions = jnp.broadcast_to(prompt_mask.sum(axis=1)[:, None], shape).reshape(-1, 1)
     num_ids = logits.shape[-1]
@@ -271,8 +270,7 @@ def beam_search(
     tokens = jnp.full((*shape, max_new_tokens), pad_id, jnp.int32)
     start = jnp.zeros((), jnp.int32), logits, cache, jnp.zeros(shape, bool), totals, tokens
     *_, totals, tokens = jax.lax.while_loop(unfinished, step, start)
-    stops = ends_at(tokens, stop_ids)
-    return Beams(tokens, (jnp.cumsum(stops, axis=-1) - stops) == 0, totals)
+    return Beams(tokens, completion_mask(tokens, stop_ids), totals)
 
 
 def _certain(ids: jax.Array, num_ids: int) -> jax.Array:

@@ -1,13 +1,14 @@
 """Sampling: prefill and decode in one jitted program.
 
-The prompt is read once and its cache is shared by the prompt's G samples; rows that have stopped
-write padding until all have, and the loop then ends early. Every sequence has a key of its own:
-what it says does not depend on who shares its batch.
+The prompt is read once and its cache is shared by the prompt's G samples; it grows with what is
+written, so that early tokens do not look at the slots of late ones. Rows that have stopped write
+padding until all have, and the loop then ends early (`reasoning.sampling.slots` gives their places
+to others). Every sequence has a key of its own: what it says does not depend on who shares its
+batch.
 """
 
-import operator
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -17,13 +18,27 @@ import numpy as np
 
 from reasoning.models.axes import constrain
 from reasoning.models.config import ModelConfig
-from reasoning.models.strategies import id_to_tag, tag_to_id
-from reasoning.models.transformer import KVCache, Transformer, gather_for_sampling, init_cache
+from reasoning.models.strategies import id_to_tag
+from reasoning.models.transformer import (
+    KVCache,
+    Transformer,
+    gather_for_sampling,
+    grow_cache,
+    init_cache,
+    repeat_rows,
+)
 from reasoning.sampling import budgets
-from reasoning.sampling.filters import Filters, choose, filter_logits
+from reasoning.sampling.draws import (
+    OWN_TAG,
+    draw_tokens,
+    ends_at,
+    open_and_score,
+    probability_gap,
+)
+from reasoning.sampling.filters import Filters
 
 STOP_EOS, STOP_LENGTH = 0, 1  # values of Samples.stop_reason
-OWN_TAG = -1  # in `tags`: the policy draws the tag itself
+LEAST_GROWTH, MOST_STAGES = 32, 4  # the loop is compiled once for each stage of the cache
 
 
 @flax.struct.dataclass
@@ -128,17 +143,12 @@ def sample(
     Raises:
       ValueError: prompt and completion do not fit into the model's max_length.
     """
-    num_prompts, num_samples = tags.shape
-    prompt_length = prompts.shape[1]
+    num_samples, prompt_length = tags.shape[1], prompts.shape[1]
     check_lengths(config, prompt_length, max_new_tokens)
     model, params = Transformer(config), gather_for_sampling(config, params)
-
-    cache = init_cache(config, num_prompts, prompt_length + max_new_tokens)
-    logits, cache = model.apply(
-        params, prompts, segment_ids=prompt_mask, cache=cache, num_scored=1,
-        positions=jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0),
-    )
-    logits, cache = share_cache(logits[:, 0], cache, num_samples, config)
+    logits, cache = prefill(config, params, prompts, prompt_mask)
+    logits = jnp.repeat(logits, num_samples, axis=0)
+    cache = repeat_rows(cache, num_samples, config)
     prompt_lengths = jnp.repeat(prompt_mask.sum(axis=1), num_samples)
     tags, keys = tags.reshape(-1), keys.reshape(-1)
     num_rows = tags.shape[0]
@@ -147,9 +157,7 @@ def sample(
         t: jax.Array, logits: jax.Array, thinking: budgets.BudgetState | None
     ) -> tuple[jax.Array, jax.Array, budgets.BudgetState | None]:
         """The next token of each row `[B]` and its log-prob, before rows that are done."""
-        scores = filter_logits(logits, filters)
-        uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys)
-        drawn = choose(scores, uniform, jnp.asarray(filters.temperature))
+        drawn, scores = draw_tokens(logits, keys, t, filters)
         token = drawn
         if ranks is not None:
             token = _branch(t, logits, token, tags, ranks.reshape(-1))
@@ -157,17 +165,13 @@ def sample(
             forced, after = budgets.enforce(budget, thinking, token, ends_at(token, stop_ids))
             token = jnp.where(t > 0, forced, token)
             thinking = jax.tree.map(lambda new, old: jnp.where(t > 0, new, old), after, thinking)
-        tag_given = (t == 0) & (tags != OWN_TAG)
-        token = jnp.where(tag_given, tag_to_id(config, tags), token)
-        # What is given is scored even where a filter would have removed it.
-        given = tag_given | (token != drawn)
-        scores = jnp.where(given[:, None], jax.nn.log_softmax(logits), scores)
-        return token, jnp.take_along_axis(scores, token[:, None], axis=1)[:, 0], thinking
+        token, log_prob = open_and_score(config, token, drawn, scores, logits, tags, t)
+        return token, log_prob, thinking
 
     def step(carry: tuple) -> tuple:
         t, logits, cache, done, thinking, written = carry
         token, log_prob, thinking = write(t, logits, thinking)
-        token = jnp.where(done, pad_id, token).astype(jnp.int32)
+        token = jnp.where(done, pad_id, token)
         values = {"tokens": token, "log_probs": jnp.where(done, 0.0, log_prob)}
         if with_gaps:
             values["gaps"] = jnp.where(done, 0.0, probability_gap(logits))
@@ -181,13 +185,13 @@ def sample(
         )
         return t + 1, logits[:, 0], cache, done, thinking, written
 
-    def unfinished(carry: tuple) -> jax.Array:
+    def unfinished(end: int, carry: tuple) -> jax.Array:
         t, done = carry[0], carry[3]
-        return (t < max_new_tokens) & ~jnp.all(done) if early_exit else t < max_new_tokens
+        return (t < end) & ~jnp.all(done) if early_exit else t < end
 
     empty = jnp.zeros((num_rows, max_new_tokens))
     written = {"tokens": jnp.full(empty.shape, pad_id, jnp.int32), "log_probs": empty}
-    start = (
+    carry = (
         jnp.zeros((), jnp.int32),
         logits,
         cache,
@@ -195,26 +199,42 @@ def sample(
         None if budget is None else budgets.start(budget),
         {**written, "gaps": empty} if with_gaps else written,
     )
-    _, _, _, done, _, written = jax.lax.while_loop(unfinished, step, start)
+    for end in cache_stages(max_new_tokens):
+        t, logits, cache, *rest = carry
+        carry = t, logits, grow_cache(cache, prompt_length + end), *rest
+        carry = jax.lax.while_loop(partial(unfinished, end), step, carry)
+    *_, done, _, written = carry
     # Whole on every device, so that each process can read what all have drawn.
     written = {name: constrain(values, None, None) for name, values in written.items()}
-    tokens = written["tokens"]
-    stops = ends_at(tokens, stop_ids)
-    mask = (jnp.cumsum(stops, axis=1) - stops) == 0  # nothing before it is <eos>
     return Samples(
         **written,
-        mask=mask,
-        tags=id_to_tag(config, tokens[:, 0]),
+        mask=completion_mask(written["tokens"], stop_ids),
+        tags=id_to_tag(config, written["tokens"][:, 0]),
         stop_reason=jnp.where(constrain(done, None), STOP_EOS, STOP_LENGTH),
     )
 
 
-def probability_gap(logits: jax.Array) -> jax.Array:
-    """How far the likeliest token's probability is above the next one's: `[..., V]` to `[...]`."""
-    top = logits.max(axis=-1, keepdims=True)
-    first = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
-    others = jnp.where(first, -jnp.inf, logits)
-    return (1 - jnp.exp(others.max(axis=-1) - top[..., 0])) / jnp.exp(logits - top).sum(axis=-1)
+def prefill(
+    config: ModelConfig, params: Any, prompts: jax.Array, prompt_mask: jax.Array
+) -> tuple[jax.Array, KVCache]:
+    """Logits `[P, V+S]` behind the prompts `[P, T]`, padded on the left, and a cache of T slots."""
+    logits, cache = Transformer(config).apply(
+        params, prompts, segment_ids=prompt_mask, cache=init_cache(config, *prompts.shape),
+        positions=jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0), num_scored=1,
+    )
+    return logits[:, 0], cache
+
+
+def cache_stages(max_new_tokens: int) -> list[int]:
+    """After how many tokens the cache grows, and their whole number last."""
+    growth = max(-(-max_new_tokens // MOST_STAGES), LEAST_GROWTH)
+    return [*range(growth, max_new_tokens, growth), max_new_tokens]
+
+
+def completion_mask(tokens: jax.Array, stop_ids: tuple[int, ...]) -> jax.Array:
+    """Which of the tokens `[..., N]` are the completion's: all up to the first that ends it."""
+    stops = ends_at(tokens, stop_ids)
+    return (jnp.cumsum(stops, axis=-1) - stops) == 0
 
 
 def _branch(
@@ -230,19 +250,3 @@ def _branch(
     # Sorting the vocabulary at every step would cost more than the policy itself.
     likely = jax.lax.cond(t <= 1, ranked, lambda: token.astype(jnp.int32))
     return jnp.where(here, likely.astype(token.dtype), token)
-
-
-def ends_at(tokens: jax.Array, ids: tuple[int, ...]) -> jax.Array:
-    """Which tokens, of any shape, end a completion."""
-    return reduce(operator.or_, (tokens == i for i in ids))
-
-
-def share_cache(
-    logits: jax.Array, cache: KVCache, num_samples: int, config: ModelConfig
-) -> tuple[jax.Array, KVCache]:
-    """Give each prompt's logits `[P, V+S]` and cache to its G samples."""
-    row_axis = 1 if config.scan_layers else 0
-    repeat = partial(jnp.repeat, repeats=num_samples)
-    keys, values = jax.tree.map(partial(repeat, axis=row_axis), (cache.keys, cache.values))
-    segments = repeat(cache.segment_ids, axis=0)
-    return repeat(logits, axis=0), KVCache(keys, values, segments, cache.length)

@@ -205,6 +205,7 @@ def test_a_run_without_finite_updates_ends_with_its_last_good_policy(
         ("rl.override.clip_low", -0.1, "clip_low=-0.1"),
         ("rl.temperature", 0.0, "temperature=0"),
         ("rl.samples", 0, "num_samples=0"),
+        ("rl.num_slots", 0, "num_slots=0"),
         ("rl.minibatches", 3, "num_prompts=4: must be a multiple"),
         ("rl.steps", 0, "rl.steps=0"),
         ("rl.learning_rate", -1.0, "learning_rate=-1.0"),

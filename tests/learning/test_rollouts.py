@@ -91,6 +91,22 @@ def test_a_sequence_does_not_depend_on_who_shares_its_batch(
     assert (other.tokens[2:] != rollouts.tokens[2:]).any()
 
 
+@pytest.mark.parametrize("num_slots", [5, 24, 100])
+def test_rollouts_in_slots_are_the_same(run, rollouts, rl_config, tiny_params, prompts, num_slots):
+    config = rl_config(rollout=dict(num_slots=num_slots))
+    found = host(run(tiny_params, prompts, jax.random.key(0), config))
+    for name in ("tokens", "mask", "tags", "ended", "rewards", "reasons"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(rollouts, name))
+    np.testing.assert_allclose(found.log_probs, rollouts.log_probs, atol=1e-5)
+
+
+def test_slots_need_a_row_and_a_loop_that_may_end():
+    with pytest.raises(ValueError, match=r"^num_slots=0: must be at least 1\.$"):
+        RolloutConfig(num_slots=0)
+    with pytest.raises(ValueError, match=r"^num_slots=4: rows that take up new samples .*early_ex"):
+        RolloutConfig(num_slots=4, early_exit=False)
+
+
 def test_rewards_meet_the_completions_of_their_own_problem(rollouts, prompts):
     right = rollouts.tokens[:, :, 1] == 5
     assert 0 < right.sum() < right.size

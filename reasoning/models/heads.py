@@ -1,0 +1,78 @@
+"""From hidden states to logits, and to what is read from them a stretch of tokens at a time.
+
+    hidden, _ = Transformer(config).apply(params, tokens, head=False)                [B, T, D]
+    nll = map_logits(read_nll, config, params, hidden[:, :-1], tokens[:, 1:])        [B, T - 1]
+
+The logits of a batch, `[tokens, vocabulary]` in float32, are its largest array by far where the
+vocabulary is large, and their gradient is as large again. What is read from them is a few numbers a
+token: `map_logits` makes them for a stretch of tokens, reads, and makes them anew in the backward
+pass.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from reasoning.models import strategies
+from reasoning.models.axes import in_force
+from reasoning.models.config import ModelConfig
+from reasoning.models.transformer import soft_cap
+
+LARGEST = 2**24  # logits that are made at once: 64 MiB
+
+
+def logits_of(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
+    """Logits `[..., V+S]` float32 of normed hidden states `[..., D]`, as `Transformer` has them."""
+    weights = params["params"]
+    if config.tied_head:
+        heads = weights["token_embedding"], weights.get(strategies.TABLE)
+    else:
+        heads = weights["token_head"], weights.get(strategies.HEAD)
+    return soft_cap(strategies.score(*heads, hidden), config.final_softcap)
+
+
+def map_logits(
+    read: Callable[..., Any],
+    config: ModelConfig,
+    params: Any,
+    hidden: jax.Array,
+    *along: jax.Array,
+    largest: int = LARGEST,
+) -> Any:
+    """`read(logits, *along)` of every token, without more than `largest` logits at a time.
+
+    Under a mesh, which cuts the logits, they are all made at once.
+
+    Args:
+      read: maps logits `[B, t, V+S]` and the parts `[B, t, ...]` of the other arrays to a tree of
+        arrays `[B, t, ...]`, each token for itself.
+      hidden: `[B, T, D]`, normed.
+      along: arrays `[B, T, ...]`.
+
+    Returns:
+      what `read` makes of all T tokens.
+    """
+    batch, length, _ = hidden.shape
+    num_ids = config.vocab_size + (0 if config.strategy_ids else config.num_strategies)
+    stretch = max(largest // (batch * num_ids), 1)
+
+    def one(part: tuple[jax.Array, ...]) -> Any:
+        return read(logits_of(config, params, part[0]), *part[1:])
+
+    if in_force() or stretch >= length:
+        return one((hidden, *along))
+    count = math.ceil(length / stretch)
+    missing = count * stretch - length
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(batch, count, stretch, *x.shape[2:]), 1, 0)
+
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 1).reshape(batch, count * stretch, *x.shape[3:])[:, :length]
+
+    parts = jax.tree.map(cut, (hidden, *along))
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(one), parts))

@@ -1,0 +1,196 @@
+"""Sampling with fewer rows than sequences: when a row stops, the next sequence takes its place.
+
+    samples = sample_in_slots(params, prompts, prompt_mask, tags, keys, filters, num_slots=64)
+
+The same samples as `reasoning.sampling.sampler.sample`, in one compiled loop. Where lengths differ
+a few long completions do not hold up the others: the loop takes about as many steps as all tokens
+together need in so many rows. Each prompt is read once; its keys and values are copied into a row
+when one of its samples starts there. All rows write to the same slot of the cache, one slot further
+at every step, and begin again at the first after N: no completion is longer, so that what is
+overwritten belongs to one that has ended.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from reasoning.models.config import ModelConfig
+from reasoning.models.strategies import id_to_tag
+from reasoning.models.transformer import (
+    KVCache,
+    Transformer,
+    gather_for_sampling,
+    grow_cache,
+    take_rows,
+)
+from reasoning.sampling.draws import draw_tokens, ends_at, open_and_score
+from reasoning.sampling.filters import Filters
+from reasoning.sampling.sampler import (
+    STOP_EOS,
+    STOP_LENGTH,
+    Samples,
+    check_lengths,
+    completion_mask,
+    prefill,
+)
+
+
+@flax.struct.dataclass
+class _Rows:
+    """What is going on in R rows, B sequences in all.
+
+    Attributes:
+      step: scalar int32, of the loop.
+      started: scalar int32, sequences that have got a row.
+      sequence: `[R]` int32, which one the row writes; B or above where there is none left.
+      t: `[R]` int32, tokens that it has written.
+      logits: `[R, V+S]` of the next token.
+      cache: T slots of the prompt and N of the completion.
+      tokens, log_probs: `[B, N]`, what has been written.
+    """
+
+    step: jax.Array
+    started: jax.Array
+    sequence: jax.Array
+    t: jax.Array
+    logits: jax.Array
+    cache: KVCache
+    tokens: jax.Array
+    log_probs: jax.Array
+
+
+@partial(
+    jax.jit, static_argnames=("config", "max_new_tokens", "stop_ids", "pad_id", "num_slots")
+)
+def sample_in_slots(
+    params: Any,
+    prompts: jax.Array,
+    prompt_mask: jax.Array,
+    tags: jax.Array,
+    keys: jax.Array,
+    filters: Filters,
+    *,
+    config: ModelConfig,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    num_slots: int,
+) -> Samples:
+    """Complete every prompt G times, in `num_slots` rows at a time.
+
+    Args: as `sample`; the loop's end depends on the data, so that it is not to be vmapped.
+      num_slots: R, at most P * G.
+
+    Raises:
+      ValueError: prompt and completion do not fit into the model's max_length, or more rows than
+        sequences.
+    """
+    num_samples, prompt_length = tags.shape[1], prompts.shape[1]
+    check_lengths(config, prompt_length, max_new_tokens)
+    tags, keys = tags.reshape(-1), keys.reshape(-1)
+    num_sequences = len(tags)
+    if not 1 <= num_slots <= num_sequences:
+        raise ValueError(
+            f"num_slots={num_slots}: must be between 1 and the {num_sequences} sequences."
+        )
+    model, params = Transformer(config), gather_for_sampling(config, params)
+    first_logits, read = prefill(config, params, prompts, prompt_mask)
+    prompt_lengths = prompt_mask.sum(axis=1)
+
+    def step(rows: _Rows) -> _Rows:
+        sequence = jnp.minimum(rows.sequence, num_sequences - 1)
+        drawn, scores = draw_tokens(rows.logits, keys[sequence], rows.t, filters)
+        token, log_prob = open_and_score(
+            config, drawn, drawn, scores, rows.logits, tags[sequence], rows.t
+        )
+        place = rows.sequence, rows.t  # of a row without a sequence there is none: dropped
+        tokens = rows.tokens.at[place].set(token, mode="drop")
+        log_probs = rows.log_probs.at[place].set(log_prob, mode="drop")
+        ended = ends_at(token, stop_ids) | (rows.t + 1 == max_new_tokens)
+        goes_on = (rows.sequence < num_sequences) & ~ended
+        logits, cache = model.apply(
+            params, token[:, None], segment_ids=goes_on[:, None].astype(jnp.int32),
+            positions=(prompt_lengths[sequence // num_samples] + rows.t)[:, None],
+            cache=rows.cache,
+        )
+        cache = cache.replace(length=prompt_length + (rows.step + 1) % max_new_tokens)
+        rows = rows.replace(
+            step=rows.step + 1, t=rows.t + 1, logits=logits[:, 0], cache=cache, tokens=tokens,
+            log_probs=log_probs,
+        )
+        return start_next(rows, ~goes_on)
+
+    def start_next(rows: _Rows, over: jax.Array) -> _Rows:
+        """The next sequences in the rows whose own are over, as far as there are any."""
+        sequence = jnp.minimum(rows.started + jnp.cumsum(over) - 1, num_sequences)
+        starts = over & (sequence < num_sequences)
+        prompt = jnp.minimum(sequence, num_sequences - 1) // num_samples
+        return rows.replace(
+            started=rows.started + starts.sum(),
+            sequence=jnp.where(over, sequence, rows.sequence),
+            t=jnp.where(starts, 0, rows.t),
+            logits=jnp.where(starts[:, None], first_logits[prompt], rows.logits),
+            cache=_put_prompts(rows.cache, read, starts, prompt, config),
+        )
+
+    first = jnp.arange(num_slots)
+    written = jnp.zeros((num_sequences, max_new_tokens))
+    rows = _Rows(
+        step=jnp.zeros((), jnp.int32),
+        started=jnp.asarray(num_slots, jnp.int32),
+        sequence=first,
+        t=jnp.zeros(num_slots, jnp.int32),
+        logits=first_logits[first // num_samples],
+        cache=grow_cache(
+            take_rows(read, first // num_samples, config), prompt_length + max_new_tokens
+        ),
+        tokens=jnp.full(written.shape, pad_id, jnp.int32),
+        log_probs=written,
+    )
+    rows = jax.lax.while_loop(lambda rows: jnp.any(rows.sequence < num_sequences), step, rows)
+    ended = ends_at(rows.tokens, stop_ids).any(axis=1)
+    return Samples(
+        tokens=rows.tokens,
+        mask=completion_mask(rows.tokens, stop_ids),
+        log_probs=rows.log_probs,
+        tags=id_to_tag(config, rows.tokens[:, 0]),
+        stop_reason=jnp.where(ended, STOP_EOS, STOP_LENGTH),
+    )
+
+
+def _put_prompts(
+    cache: KVCache, read: KVCache, starts: jax.Array, prompt: jax.Array, config: ModelConfig
+) -> KVCache:
+    """The cache of R rows with the prompts `[R]` in those that start, which forget all else.
+
+    Args:
+      read: the cache of the prompts, T slots.
+      starts: `[R]` bool.
+    """
+    axis = 1 if config.scan_layers else 0
+    order = jnp.argsort(~starts, stable=True)  # those that start come first
+
+    def put(i: jax.Array, parts: tuple) -> tuple:
+        row = order[i]
+
+        def one(part: jax.Array, prompts: jax.Array) -> jax.Array:
+            source = jax.lax.dynamic_slice_in_dim(prompts, prompt[row], 1, axis)
+            return jax.lax.dynamic_update_slice(
+                part, source, [row if dim == axis else 0 for dim in range(part.ndim)]
+            )
+
+        return jax.tree.map(one, parts, (read.keys, read.values))
+
+    # Row by row and in place: about one starts at a step, and to choose between two whole caches
+    # would read and write both.
+    keys, values = jax.lax.fori_loop(0, starts.sum(), put, (cache.keys, cache.values))
+
+    def begin(old: jax.Array, prompts: jax.Array) -> jax.Array:
+        new = jnp.pad(prompts[prompt], ((0, 0), (0, old.shape[1] - prompts.shape[1])))
+        return jnp.where(starts[:, None], new, old)
+
+    segments = begin(cache.segment_ids, read.segment_ids)
+    return KVCache(keys, values, segments, begin(cache.positions, read.positions), cache.length)

@@ -1,0 +1,72 @@
+"""Sampling in fewer rows than sequences: the samples are those of the plain loop."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reasoning.sampling.filters import Filters
+from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, pad_prompts, sample, sequence_keys
+from reasoning.sampling.slots import sample_in_slots
+
+PAD, NEW = 0, 10
+IDS, MASK = pad_prompts([[5, 6, 7], [1, 9, 12, 3, 20, 28], [13, 13, 4, 21]], PAD)
+TAGS = np.tile(np.array([0, 1, 2, OWN_TAG], np.int32), (3, 3))
+KEYS = sequence_keys(jax.random.key(3), jnp.arange(3), 12)
+STOPS = (2, 6, 11, 14, 19)  # many, so that lengths differ
+KINDS = [
+    {}, {"scan_layers": True}, {"position_encoding": "rope", "num_kv_heads": 1},
+    {"windows": (4, 0)},
+]
+
+
+def draw(how, config, params, filters=Filters(), stop_ids=STOPS, **settings):  # noqa: B008
+    static = dict(max_new_tokens=NEW, stop_ids=stop_ids, pad_id=PAD)
+    return jax.tree.map(
+        np.asarray,
+        how(params, IDS, MASK, TAGS, KEYS, filters, config=config, **static, **settings),
+    )
+
+
+def assert_same(found, expected):
+    for field in ("tokens", "mask", "tags", "stop_reason"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field), field)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=2e-5)
+
+
+@pytest.mark.parametrize("change", KINDS, ids=str)
+def test_samples_are_those_of_the_plain_loop(config, rough_params, change):
+    config = dataclasses.replace(config, **change)
+    params = rough_params(config)
+    expected = draw(sample, config, params)
+    lengths = expected.mask.sum(axis=1)
+    assert len(np.unique(lengths)) > 4 and 0 < (expected.stop_reason == STOP_EOS).mean() < 1
+    for num_slots in (5, 12):
+        assert_same(draw(sample_in_slots, config, params, num_slots=num_slots), expected)
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 35, 36])
+def test_any_number_of_slots_gives_the_same(config, params, num_slots):
+    expected = draw(sample, config, params)
+    assert_same(draw(sample_in_slots, config, params, num_slots=num_slots), expected)
+
+
+@pytest.mark.parametrize("filters", [Filters(0.0), Filters(0.7, top_k=9, top_p=0.8)], ids=str)
+def test_filters_and_greedy_decoding_are_those_of_the_plain_loop(config, params, filters):
+    expected = draw(sample, config, params, filters)
+    assert_same(draw(sample_in_slots, config, params, filters, num_slots=7), expected)
+
+
+def test_where_none_stops_every_row_is_written_to_its_end(config, params):
+    expected = draw(sample, config, params, stop_ids=(10_000,))
+    found = draw(sample_in_slots, config, params, stop_ids=(10_000,), num_slots=7)
+    assert found.mask.all()
+    assert_same(found, expected)
+
+
+def test_more_rows_than_sequences_are_refused(config, params):
+    for num_slots in (0, 37):
+        with pytest.raises(ValueError, match=rf"^num_slots={num_slots}: must be between 1 and "):
+            draw(sample_in_slots, config, params, num_slots=num_slots)
