@@ -1,9 +1,11 @@
 """How fast this project is: one JSON line for every measurement, on the machine at hand.
 
-    python -m experiments.benchmark --only=rl
+    python -m experiments.benchmark --only=sampler,sft,rl
     python -m experiments.benchmark --only=rl,program --size=tiny --repeats=2
 
-rl: a step of GRPO, on the work that peers are timed on.
+sampler, sft, rl: on the work that peers are timed on; `share_of_peak` is that of the machine's
+    float32 matrix products.
+set_loss: matched tags beside plain fine-tuning on the same traces.
 program: many steps of GRPO on group words as one program, for one seed and for 8 at once; the 8 are
     cut over the devices, so that with --jax_num_cpu_devices=2 each core of two has four of them.
 
@@ -16,10 +18,8 @@ judge: answers per second on one core, by exact comparison (texts like those of 
 median of the later `laps`. `load1` says whether the machine was idle, as it should be.
 """
 
-import functools
 import json
 import os
-import re
 import statistics
 import tempfile
 import time
@@ -38,131 +38,28 @@ from experiments.configs import group_words
 from experiments.rl import rl_config, rl_optimizer, rl_problems, start_seeds
 from experiments.rl_steps import devices_for, one_program
 from experiments.sft import Setup, set_up
+from experiments.step_benchmarks import (
+    measure_rl,
+    measure_sampler,
+    measure_set_loss,
+    measure_sft,
+    step_config,
+)
+from experiments.timing import Program, Row, report, run_in_turn
 from reasoning.data.pipelines import TraceBatch
-from reasoning.learning.algorithms import make_algorithm
-from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
+from reasoning.learning.rl_state import PolicyState
 from reasoning.learning.rl_updates import make_rl_step
-from reasoning.learning.rollouts import Metrics, PromptBatch, RolloutConfig
+from reasoning.learning.rollouts import Metrics
 from reasoning.learning.updates import init_state, sft_update
 from reasoning.models.config import ModelConfig, count_parameters
 from reasoning.models.transformer import init_params
 from reasoning.rewards.answers import compare, extract
 from reasoning.rewards.device import device_reward
 from reasoning.rewards.symbolic import SymbolicPool
-from reasoning.rewards.verdicts import Completions, Verdicts, reason_id
 from reasoning.runtime.checkpoints import Checkpoints
 
 NUM_SEEDS = 8
 SIZES = ["peer", "tiny"]
-# Operations of a compiled program that make the device wait for the host.
-_HOST_CALLBACKS = re.compile(
-    r'custom_call_target="[^"]*callback[^"]*"|\b(?:infeed|outfeed|send|recv)(?:-start)?\('
-)
-
-Row = dict[str, Any]
-
-
-class Program:
-    """A jitted function `(state, *inputs)` with what it is timed on: every lap starts alike."""
-
-    def __init__(self, function: jax.stages.Wrapped, state: PolicyState, *inputs: Any) -> None:
-        self.function, self.state, self.inputs = function, state, inputs
-
-    @functools.cached_property
-    def compiled(self) -> jax.stages.Compiled:
-        """The function, compiled when it is first asked for."""
-        return self.function.lower(self.state, *self.inputs).compile()
-
-    def lap(self) -> float:
-        """Seconds of one call; what it returns is kept as `result`."""
-        # The function may consume its state.
-        state = jax.block_until_ready(jax.tree.map(jnp.copy, self.state))
-        started = time.perf_counter()
-        self.result = jax.block_until_ready(self.compiled(state, *self.inputs))
-        return time.perf_counter() - started
-
-    def host_callbacks(self) -> int:
-        """How often the compiled program turns to the host."""
-        return len(_HOST_CALLBACKS.findall(self.compiled.as_text()))
-
-
-def run_in_turn(programs: Sequence[Program], repeats: int) -> list[list[float]]:
-    """Laps of each program, the first call before the others; A, B, A, B, ... in time."""
-    return list(zip(*([program.lap() for program in programs] for _ in range(1 + repeats))))
-
-
-def report(what: str, size: str, tokens: float, laps: Sequence[float], **more: Any) -> Row:
-    """One measurement: `tokens` in a lap, `laps` with the first call."""
-    first, *later = laps
-    median = statistics.median(later)
-    return {
-        "what": what,
-        "size": size,
-        "tokens_per_s": round(tokens / median),
-        "median_s": round(median, 4),
-        "laps": [round(lap, 4) for lap in later],
-        "first_s": round(first, 2),
-        "jax": jax.__version__,
-        "load1": round(os.getloadavg()[0], 2),
-        **more,
-    }
-
-
-def grpo_config(model: ModelConfig, prompts: int, samples: int, new_tokens: int) -> RLConfig:
-    """One update of `prompts * samples` completions that all have `new_tokens` tokens."""
-    return RLConfig(
-        model=model,
-        algorithm=make_algorithm("grpo", kl_coef=0.04),
-        rollout=RolloutConfig(num_samples=samples, max_new_tokens=new_tokens),
-        stop_ids=(model.output_size,),  # no id of the policy: nobody stops early
-        pad_id=0,
-        num_prompts=prompts,
-    )
-
-
-def step_config(size: str) -> RLConfig:
-    """What `rl` times: "peer" is the decoder of shared/bench/tunix_bench.py."""
-    # A strategy tag is one more id to draw.
-    shape = {"num_strategies": 1, "position_encoding": "rope"}
-    if size == "tiny":
-        model = ModelConfig(
-            vocab_size=32, d_model=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8,
-            d_ff=8, max_length=12, **shape,
-        )
-        return grpo_config(model, prompts=2, samples=2, new_tokens=8)
-    model = ModelConfig(
-        vocab_size=512, d_model=256, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=64,
-        d_ff=1024, max_length=96, **shape,
-    )
-    return grpo_config(model, prompts=8, samples=8, new_tokens=64)
-
-
-def letter_share(prompts: jax.Array, completions: Completions, metadata: Any) -> Verdicts:
-    """A reward that costs nothing: the share of one id."""
-    share = jnp.mean(completions.tokens == 3, axis=1)
-    return Verdicts(share, jnp.full(share.shape, reason_id("scored")))
-
-
-def measure_rl(size: str, repeats: int) -> Iterator[Row]:
-    """A step of GRPO: sampling, reward, KL to a reference, one update by AdamW."""
-    config = step_config(size)
-    num_prompts, new_tokens = config.num_prompts, config.rollout.max_new_tokens
-    index = np.arange(num_prompts, dtype=np.int32)
-    letters = np.arange(config.model.max_length - new_tokens, dtype=np.int32)
-    ids = 3 + (index[:, None] + letters[None]) % 26
-    optimizer = optax.adamw(1e-4)
-    program = Program(
-        jax.jit(make_rl_step(config, optimizer, letter_share), donate_argnums=0),
-        init_policy_state(init_params(config.model, jax.random.key(0)), config, optimizer),
-        PromptBatch(ids, np.ones_like(ids), index, metadata=index),
-        jax.random.key(1),
-    )
-    (laps,) = run_in_turn([program], repeats)
-    tokens = num_prompts * config.rollout.num_samples * new_tokens
-    drawn = int(program.result[1]["num_tokens"])
-    if drawn != tokens:
-        raise RuntimeError(f"rl: {drawn} tokens were drawn, not the {tokens} of the comparison.")
-    yield report("rl", size, tokens, laps)
 
 
 def program_setup(size: str) -> tuple[Setup, ml_collections.ConfigDict]:
@@ -359,6 +256,9 @@ def judge_row(
 
 
 MEASUREMENTS: dict[str, Callable[[str, int], Iterator[Row]]] = {
+    "sampler": measure_sampler,
+    "sft": measure_sft,
+    "set_loss": measure_set_loss,
     "rl": measure_rl,
     "program": measure_program,
     "checkpoint": measure_checkpoint,

@@ -56,8 +56,7 @@ def map_logits(
       what `read` makes of all T tokens.
     """
     batch, length, _ = hidden.shape
-    num_ids = config.vocab_size + (0 if config.strategy_ids else config.num_strategies)
-    stretch = max(largest // (batch * num_ids), 1)
+    stretch = max(largest // (batch * config.output_size), 1)
 
     def one(part: tuple[jax.Array, ...]) -> Any:
         return read(logits_of(config, params, part[0]), *part[1:])

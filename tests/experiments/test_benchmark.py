@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark
+from experiments import benchmark, step_benchmarks
+from reasoning.models.transformer import Transformer, init_params
 from reasoning.rewards.answers import compare, extract
 
-FIELDS = {"what", "size", "tokens_per_s", "median_s", "laps", "first_s", "jax", "load1"}
+FIELDS = {"what", "size", "tokens", "tokens_per_s", "median_s", "laps", "first_s", "jax", "load1"}
 
 
 def rows(what: str) -> list[dict]:
@@ -32,8 +33,35 @@ def test_a_step_is_timed_on_all_its_tokens():
     check(row, "rl")
 
 
+@pytest.mark.parametrize("what", ["sampler", "sft", "set_loss"])
+def test_steps_are_timed_in_turn(what):
+    found = rows(what)
+    for row in found:
+        check(row, what)
+    if what == "sampler":
+        whole, batches, slots = found
+        assert [row["kind"] for row in found] == ["whole", "heavy_tail", "heavy_tail_slots"]
+        assert whole["share_of_peak"] > 0
+        # The same samples, in other rows.
+        assert batches["tokens"] == slots["tokens"] < 16 * 8
+    if what == "set_loss":
+        assert [row["match_share"] for row in found] == [0.0, 0.25, 1.0]
+        assert found[0]["times_plain"] == 1.0
+
+
+def test_operations_are_those_that_the_compiler_counts():
+    config = step_benchmarks.model_config("peer", 64)
+    params = jax.eval_shape(init_params, config, jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+    forward = jax.jit(lambda params, tokens: Transformer(config).apply(params, tokens)[0])
+    counted = forward.lower(params, tokens).compile().cost_analysis()["flops"]
+    # The compiled attention reads all 64 tokens for each, and counts what is no matrix product.
+    expected = 128 * step_benchmarks.forward_flops(config, 64)
+    assert 1.0 <= counted / expected < 1.05
+
+
 def test_the_peer_size_is_the_work_that_peers_are_timed_on():
-    config = benchmark.step_config("peer")
+    config = step_benchmarks.step_config("peer")
     drawn = config.num_prompts * config.rollout.num_samples * config.rollout.max_new_tokens
     assert drawn == 64 * 64 and config.model.max_length - config.rollout.max_new_tokens == 32
     assert config.on_policy and config.algorithm.kl_coef == 0.04
@@ -104,7 +132,7 @@ def test_a_program_of_many_steps_is_the_steps_to_the_last_bit():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--only=rl,chess"], "only='chess': must be some of rl, program, checkpoint, judge."),
+        (["--only=rl,chess"], "only='chess': must be some of sampler, sft, set_loss, rl, program, "),
         (["rl"], "'rl': no such argument"),
     ],
 )
