@@ -45,7 +45,8 @@ class _Rows:
     Attributes:
       step: scalar int32, of the loop.
       started: scalar int32, sequences that have got a row.
-      sequence: `[R]` int32, which one the row writes; B or above where there is none left.
+      over: `[R]` bool, the row has no sequence, or one that has ended.
+      sequence: `[R]` int32, which one the row writes.
       t: `[R]` int32, tokens that it has written.
       logits: `[R, V+S]` of the next token.
       cache: T slots of the prompt and N of the completion.
@@ -54,6 +55,7 @@ class _Rows:
 
     step: jax.Array
     started: jax.Array
+    over: jax.Array
     sequence: jax.Array
     t: jax.Array
     logits: jax.Array
@@ -100,57 +102,64 @@ def sample_in_slots(
     first_logits, read = prefill(config, params, prompts, prompt_mask)
     prompt_lengths = prompt_mask.sum(axis=1)
 
-    def step(rows: _Rows) -> _Rows:
-        sequence = jnp.minimum(rows.sequence, num_sequences - 1)
-        drawn, scores = draw_tokens(rows.logits, keys[sequence], rows.t, filters)
-        token, log_prob = open_and_score(
-            config, drawn, drawn, scores, rows.logits, tags[sequence], rows.t
-        )
-        place = rows.sequence, rows.t  # of a row without a sequence there is none: dropped
-        tokens = rows.tokens.at[place].set(token, mode="drop")
-        log_probs = rows.log_probs.at[place].set(log_prob, mode="drop")
-        ended = ends_at(token, stop_ids) | (rows.t + 1 == max_new_tokens)
-        goes_on = (rows.sequence < num_sequences) & ~ended
-        logits, cache = model.apply(
-            params, token[:, None], segment_ids=goes_on[:, None].astype(jnp.int32),
-            positions=(prompt_lengths[sequence // num_samples] + rows.t)[:, None],
-            cache=rows.cache,
-        )
-        cache = cache.replace(length=prompt_length + (rows.step + 1) % max_new_tokens)
-        rows = rows.replace(
-            step=rows.step + 1, t=rows.t + 1, logits=logits[:, 0], cache=cache, tokens=tokens,
-            log_probs=log_probs,
-        )
-        return start_next(rows, ~goes_on)
-
-    def start_next(rows: _Rows, over: jax.Array) -> _Rows:
+    def start_next(rows: _Rows) -> _Rows:
         """The next sequences in the rows whose own are over, as far as there are any."""
-        sequence = jnp.minimum(rows.started + jnp.cumsum(over) - 1, num_sequences)
-        starts = over & (sequence < num_sequences)
-        prompt = jnp.minimum(sequence, num_sequences - 1) // num_samples
+        sequence = rows.started + jnp.cumsum(rows.over) - 1
+        starts = rows.over & (sequence < num_sequences)
+        sequence = jnp.where(starts, sequence, rows.sequence)
+        prompt = sequence // num_samples
         return rows.replace(
             started=rows.started + starts.sum(),
-            sequence=jnp.where(over, sequence, rows.sequence),
+            over=rows.over & ~starts,
+            sequence=sequence,
             t=jnp.where(starts, 0, rows.t),
             logits=jnp.where(starts[:, None], first_logits[prompt], rows.logits),
             cache=_put_prompts(rows.cache, read, starts, prompt, config),
         )
 
-    first = jnp.arange(num_slots)
-    written = jnp.zeros((num_sequences, max_new_tokens))
+    def step(rows: _Rows) -> _Rows:
+        # First, so that the layers read what was put: else XLA copies the whole cache to keep both.
+        rows = start_next(rows)
+        drawn, scores = draw_tokens(rows.logits, keys[rows.sequence], rows.t, filters)
+        token, log_prob = open_and_score(
+            config, drawn, drawn, scores, rows.logits, tags[rows.sequence], rows.t
+        )
+        # Where a row is over there is no such sequence: nothing is written.
+        place = jnp.where(rows.over, num_sequences, rows.sequence), rows.t
+        ended = ends_at(token, stop_ids) | (rows.t + 1 == max_new_tokens)
+        over = rows.over | ended
+        logits, cache = model.apply(
+            params, token[:, None], segment_ids=(~over)[:, None].astype(jnp.int32),
+            positions=(prompt_lengths[rows.sequence // num_samples] + rows.t)[:, None],
+            cache=rows.cache,
+        )
+        return rows.replace(
+            step=rows.step + 1,
+            over=over,
+            t=rows.t + 1,
+            logits=logits[:, 0],
+            cache=cache.replace(length=prompt_length + (rows.step + 1) % max_new_tokens),
+            tokens=rows.tokens.at[place].set(token, mode="drop"),
+            log_probs=rows.log_probs.at[place].set(log_prob, mode="drop"),
+        )
+
+    def unfinished(rows: _Rows) -> jax.Array:
+        return (rows.started < num_sequences) | ~jnp.all(rows.over)
+
+    nobody, written = jnp.zeros(num_slots, jnp.int32), jnp.zeros((num_sequences, max_new_tokens))
+    empty = take_rows(read, nobody, config)  # of the same length; its content is replaced
     rows = _Rows(
         step=jnp.zeros((), jnp.int32),
-        started=jnp.asarray(num_slots, jnp.int32),
-        sequence=first,
-        t=jnp.zeros(num_slots, jnp.int32),
-        logits=first_logits[first // num_samples],
-        cache=grow_cache(
-            take_rows(read, first // num_samples, config), prompt_length + max_new_tokens
-        ),
+        started=jnp.zeros((), jnp.int32),
+        over=jnp.ones(num_slots, bool),
+        sequence=nobody,
+        t=nobody,
+        logits=first_logits[nobody],
+        cache=grow_cache(empty, prompt_length + max_new_tokens),
         tokens=jnp.full(written.shape, pad_id, jnp.int32),
         log_probs=written,
     )
-    rows = jax.lax.while_loop(lambda rows: jnp.any(rows.sequence < num_sequences), step, rows)
+    rows = jax.lax.while_loop(unfinished, step, rows)
     ended = ends_at(rows.tokens, stop_ids).any(axis=1)
     return Samples(
         tokens=rows.tokens,

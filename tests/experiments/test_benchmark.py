@@ -132,7 +132,7 @@ def test_a_program_of_many_steps_is_the_steps_to_the_last_bit():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--only=rl,chess"], "only='chess': must be some of sampler, sft, set_loss, rl, program, "),
+        (["--only=rl,chess"], "only='chess': must be some of sampler, sft, set_loss, rl, "),
         (["rl"], "'rl': no such argument"),
     ],
 )
