@@ -123,13 +123,22 @@ def measure_sft(size: str, repeats: int) -> Iterator[Row]:
     rows, length = (32, 256) if size == "peer" else (4, 12)
     config, optimizer = model_config(size, length), optax.adamw(1e-3)
     batch = trace_batch(config, rows, 1, prompt=1)
-    update = partial(sft_update, config=config, optimizer=optimizer)
     state = init_state(init_params(config, jax.random.key(0)), optimizer)
     tags = np.zeros(rows, np.int32)
-    program = Program(jax.jit(update, donate_argnums=0), state, batch, tags)
-    (laps,) = run_in_turn([program], repeats)
+
+    def program(num_microbatches: int) -> Program:
+        update = partial(
+            sft_update, config=config, optimizer=optimizer, num_microbatches=num_microbatches
+        )
+        return Program(jax.jit(update, donate_argnums=0), state, batch, tags)
+
+    counts = (1, 4, 8, 16, 32) if size == "peer" else (1, 2)
+    laps = run_in_turn([program(count) for count in counts], repeats)
     flops = 3 * forward_flops(config, length / 2)
-    yield report("sft", size, rows * length, laps, flops_per_token=flops)
+    for count, of_program in zip(counts, laps, strict=True):
+        yield report(
+            "sft", size, rows * length, of_program, flops_per_token=flops, microbatches=count
+        )
 
 
 def measure_set_loss(size: str, repeats: int) -> Iterator[Row]:

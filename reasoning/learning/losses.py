@@ -34,16 +34,21 @@ def reduce_nll(
 
     An empty mask gives 0. An unknown reduction raises a ValueError.
     """
+    return jnp.sum(nll * label_weights(mask, reduction, num_sets))
+
+
+def label_weights(
+    mask: jax.Array, reduction: Reduction, num_sets: jax.Array | int
+) -> jax.Array:
+    """What each label of a batch counts in `reduce_nll`, `[B, T]`: parts of the batch add up."""
     check_reduction(reduction)
     mask = mask.astype(jnp.float32)
-    total = jnp.sum(nll * mask)
     if reduction == "token_mean":
-        return total / jnp.maximum(mask.sum(), 1.0)
+        return mask / jnp.maximum(mask.sum(), 1.0)
     if reduction == "sequence_mean":
-        labels = mask.sum(axis=-1)
-        means = jnp.sum(nll * mask, axis=-1) / jnp.maximum(labels, 1.0)
-        return means.sum() / jnp.maximum((labels > 0).sum(), 1)
-    return total / jnp.maximum(num_sets, 1)
+        labels = mask.sum(axis=-1, keepdims=True)
+        return mask / jnp.maximum(labels, 1.0) / jnp.maximum((labels > 0).sum(), 1)
+    return mask / jnp.maximum(num_sets, 1)
 
 
 KINDS = ("clip", "cispo", "sapo", "gmpo")

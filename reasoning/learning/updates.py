@@ -15,7 +15,7 @@ import optax
 
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning import assignment
-from reasoning.learning.losses import Reduction, reduce_nll, token_nll
+from reasoning.learning.losses import Reduction, label_weights, token_nll
 from reasoning.models.config import ModelConfig
 from reasoning.models.heads import map_logits
 from reasoning.models.transformer import Transformer
@@ -71,8 +71,21 @@ def apply_gradient(
     return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
 
 
-@partial(jax.jit, static_argnames=("config", "optimizer", "reduction", "tag_is_label"),
-         donate_argnames=("state",))
+def split_rows(tree: Any, num_parts: int) -> Any:
+    """Arrays `[N, ...]` of N rows as `[num_parts, N / num_parts, ...]`: the microbatches.
+
+    Every part takes its rows from all over the batch: on a mesh, some of each device's.
+    """
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1), tree
+    )
+
+
+@partial(
+    jax.jit,
+    static_argnames=("config", "optimizer", "reduction", "tag_is_label", "num_microbatches"),
+    donate_argnames=("state",),
+)
 def sft_update(
     state: TrainState,
     batch: TraceBatch,
@@ -82,6 +95,7 @@ def sft_update(
     optimizer: optax.GradientTransformation,
     reduction: Reduction = "token_mean",
     tag_is_label: bool = True,
+    num_microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on the traces, each under its tag `[N]`.
 
@@ -89,24 +103,37 @@ def sft_update(
       tag_is_label: whether the policy also learns to write the tag itself, so that it has a
         distribution over strategies (default; the paper's formula leaves it out, its released
         evaluator needs it).
+      num_microbatches: the gradient is summed over so many parts of the rows, one after another,
+        which bounds the memory; it divides N.
 
     Returns:
       the new state (the old one is donated), and metrics: `loss` (as reduced), `trace_nll` (nats
       per trace token), `grad_norm`, `tokens` (labels), `tag_usage` `[S]` (shares of the traces).
     """
-    mask, num_sets = label_mask(batch, tag_is_label), count_sets(batch)
+    mask, trace = label_mask(batch, tag_is_label), label_mask(batch, tag_is_label=False)
+    weights = label_weights(mask, reduction, count_sets(batch))
+    trace_weights = label_weights(trace, "token_mean", 1)
 
-    def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
-        nll = row_nll(config, params, batch, tags)
-        return reduce_nll(nll, mask, reduction, num_sets), nll
+    def loss_of(params: Any, part: tuple) -> tuple[jax.Array, jax.Array]:
+        rows, tags, weights, trace_weights = part
+        nll = row_nll(config, params, rows, tags)
+        return jnp.sum(nll * weights), jnp.sum(nll * trace_weights)
 
-    (loss, nll), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    trace = label_mask(batch, tag_is_label=False)
+    gradient, rows = jax.value_and_grad(loss_of, has_aux=True), (batch, tags, weights, trace_weights)
+    if num_microbatches == 1:
+        (loss, trace_nll), grads = gradient(state.params, rows)
+    else:
+        def add(total: Any, part: tuple) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(state.params, part)), None
+
+        nothing = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params)
+        parts = split_rows(rows, num_microbatches)
+        ((loss, trace_nll), grads), _ = jax.lax.scan(add, nothing, parts)
     exists = (batch.lengths > 0).astype(jnp.float32)
     usage = jnp.zeros(config.num_strategies).at[tags].add(exists) / jnp.maximum(exists.sum(), 1)
     metrics = {
         "loss": loss,
-        "trace_nll": reduce_nll(nll, trace, "token_mean", num_sets),
+        "trace_nll": trace_nll,
         "grad_norm": optax.tree.norm(grads),
         "tokens": mask.sum(),
         "tag_usage": usage,

@@ -9,10 +9,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from reasoning.data.pipelines import Example, collate, trace_batches
 from reasoning.learning import assignment
+from reasoning.learning.losses import REDUCTIONS
 from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
 from reasoning.learning.updates import init_state, label_mask, sft_update
 from reasoning.models.strategies import spread_strategies
@@ -73,6 +75,20 @@ def nll(config, params, forward):
     log_probs = jax.nn.log_softmax(forward(config, params, tokens)[:, :-1])
     nll = -np.take_along_axis(np.asarray(log_probs), tokens[:, 1:, None], axis=2)[..., 0]
     return np.where(np.arange(1, WIDTH) < np.array(LENGTHS)[:, None], nll, 0.0)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("num_microbatches", [2, 8])
+def test_microbatches_add_up_to_the_whole(config, params, reduction, num_microbatches):
+    optimizer = optax.sgd(1.0)  # so that parameters show the gradient
+    whole, parts = (
+        update(
+            config, init_state(params, optimizer), optimizer=optimizer, reduction=reduction,
+            num_microbatches=count,
+        )
+        for count in (1, num_microbatches)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), whole, parts)
 
 
 def test_labels_are_the_trace_and_the_tag_if_it_is_to_be_learned():
