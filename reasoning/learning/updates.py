@@ -119,7 +119,8 @@ def sft_update(
         nll = row_nll(config, params, rows, tags)
         return jnp.sum(nll * weights), jnp.sum(nll * trace_weights)
 
-    gradient, rows = jax.value_and_grad(loss_of, has_aux=True), (batch, tags, weights, trace_weights)
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    rows = batch, tags, weights, trace_weights
     if num_microbatches == 1:
         (loss, trace_nll), grads = gradient(state.params, rows)
     else:
