@@ -164,7 +164,7 @@ def prefer(
         def update(state: TrainState, step: int, batch: TraceBatch) -> Updated:
             expected = reference[batch.problem_seed, batch.slot]
             return dpo_update(
-                state, shard_rows(batch, setup.mesh), tags, expected, config=setup.model,
+                state, *shard_rows((batch, tags, expected), setup.mesh), config=setup.model,
                 optimizer=optimizer, preference=loss,
             )
 

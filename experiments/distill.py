@@ -180,7 +180,7 @@ def distill(
 
     def learn(state: TrainState, step: int, batch: TraceBatch) -> Updated:
         return distill_update(
-            state, teacher, shard_rows(batch, setup.mesh), tags, config=setup.model,
+            state, teacher, *shard_rows((batch, tags), setup.mesh), config=setup.model,
             teacher_config=study.teacher.model, optimizer=optimizer, divergence=distance,
             reduction=config.loss.reduction, tag_is_label=config.loss.tag_is_label,
         )

@@ -5,6 +5,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +198,17 @@ def run_key(seed: int, purpose: Purpose) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 
 
+def keep_programs() -> None:
+    """Keep compiled programs on disk, so that the next run starts sooner.
+
+    In $XDG_CACHE_HOME/reasoning (~/.cache/reasoning), unless JAX_COMPILATION_CACHE_DIR names a
+    place; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "reasoning" / "programs"))
+
+
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags, the default configuration where none is named; returns what is left."""
     # The file comes before what changes it, wherever it was given; a default given to the flag
@@ -226,6 +238,7 @@ def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
             refuse(f"{argv[1]!r}: no such argument; settings are given as --config.KEY=VALUE.")
         if not _WORKDIR.value:
             refuse("workdir is missing: say where the run is to be written, --workdir=DIR.")
+        keep_programs()
         with refusals():
             if _MULTIHOST.value:
                 start_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

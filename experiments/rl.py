@@ -293,7 +293,8 @@ def improve_policies(
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
     config = rl_config(setup, settings, early_exit=not seeds_side_by_side(len(seeds)))
     state, plan, keys = start_seeds(policies, chosen, settings, config, seeds)
-    if compiled_reward(setup, settings) and devices_for(len(seeds)) > 1:
+    one_program = compiled_reward(setup, settings)
+    if one_program and devices_for(len(seeds)) > 1:
         # What is restored stays where its like was, and the program runs on these devices.
         state = jax.device_put(state, seeds_sharding(devices_for(len(seeds))))
     state, done, carried = run.resume(
@@ -324,7 +325,7 @@ def improve_policies(
             save_tree(run.path / "kept" / phase / f"{step:06d}", policies, {"step": step})
 
     # A program cannot be interrupted; steps in turn can be after each of them.
-    unit = settings.validate_every if compiled_reward(setup, settings) else 1
+    unit = settings.validate_every if one_program else 1
     progress = Progress(name, settings.steps, done=done)
     before = time.monotonic() - spent["seconds"] * len(seeds)
     with compiled_steps(
@@ -334,6 +335,8 @@ def improve_policies(
             if start % settings.validate_every == 0:
                 check_in(start)
             prompts = jax.tree.map(lambda x: x[plan[:, start:stop]], data.prompts)  # noqa: B023
+            if one_program:
+                prompts = jax.device_put(prompts)
             state, metrics = advance(state, prompts, keys[:, start:stop])
             tokens = record(run, progress, name, start, seeds, jax.device_get(metrics))
             spent["tokens"] += tokens / len(seeds)

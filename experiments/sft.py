@@ -268,7 +268,7 @@ def train(
             setup.model,
             state.params,
             batch,
-            jax.random.fold_in(key, step),
+            jax.random.fold_in(key, jax.device_put(np.uint32(step))),
             num_traces=setup.task.num_traces,
             prefix=longest_prompt + 1 + loss.match_tokens,
             match_tokens=loss.match_tokens,

@@ -162,6 +162,9 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
     """Arrays whose rows are cut over the mesh, from all rows, which every process has.
 
+    Without a mesh they are put on the device. That the caller does so, and not the call that reads
+    them, keeps the loop free of hidden transfers (`jax.transfer_guard`).
+
     A process puts on its devices the rows that belong there. Those of another process may be the
     same ones, where a group of `tensor` spans hosts.
 
@@ -169,7 +172,7 @@ def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
       ValueError: the rows cannot be cut evenly.
     """
     if mesh is None:
-        return batch
+        return jax.device_put(batch)
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     for array in jax.tree.leaves(batch):
         if array.shape[0] % parts:

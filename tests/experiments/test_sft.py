@@ -2,11 +2,13 @@
 
 import json
 import signal
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import quickstart, sft
+from experiments import quickstart, sft, sources
 from experiments.configs import group_words, smoke
 from reasoning.data.pipelines import practice_examples
 from reasoning.runtime.meshes import use_mesh
@@ -54,6 +56,30 @@ def test_a_signal_ends_an_evaluation_after_its_batch(tmp_path, monkeypatch, caps
         sft.evaluate(run, setup, None, "mixed", [0], config, 0)
     assert stopped.value.code == STOPPED and len(asked) == 1
     assert "stopped by SIGTERM; the same command goes on." in capsys.readouterr().out
+
+
+def test_the_loop_moves_nothing_that_it_was_not_asked_to_move(tmp_path, monkeypatch):
+    config, calls = smoke.get_config(), []
+
+    def guarded(function):
+        def call(*arguments, **settings):
+            calls.append(function)
+            with jax.transfer_guard("disallow"):
+                return function(*arguments, **settings)
+
+        return call
+
+    monkeypatch.setattr(sft, "sft_update", guarded(sft.sft_update))
+    monkeypatch.setattr(sft.assignment, "assign", guarded(sft.assignment.assign))
+    setup = sft.set_up(config, ("matched",))
+    data = sft.training_data(setup, config)
+    params = sources.first_params(config, setup.model, jax.random.key(0), None)
+    with Run(tmp_path / "run", sft.PROGRAM, {}) as run:
+        work = partial(
+            sft.train, run, setup, params, data.finetune, "finetune", "matched", config, 0
+        )
+        run.phase("seed0/matched", work, like=params, steps=config.finetune.steps)
+    assert len(calls) == 2 * config.finetune.steps
 
 
 def losses(path):
