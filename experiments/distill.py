@@ -32,6 +32,7 @@ from experiments.rl import schedule
 from experiments.sft import (
     Setup,
     Updated,
+    check_layout,
     check_rows,
     check_training,
     example_batches,
@@ -83,6 +84,7 @@ def build(config: ml_collections.ConfigDict) -> Study:
     check(config)
     arms.check_written_rows(setup)
     check_training(config, "teacher", model)
+    check_layout(config, "teacher")
     demonstrations = pipelines.practice_examples(
         setup.task, setup.text_format, config.seed, config.teacher.problems
     )
@@ -116,6 +118,13 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"teacher.problems={config.teacher.problems}: the teacher has the student's "
             f"demonstrations and more; raise it to pretrain.problems={config.pretrain.problems}."
         )
+    for name in ("pack", "microbatches"):
+        default = {"pack": 0, "microbatches": 1}[name]
+        if config.finetune[name] != default:
+            raise ValueError(
+                f"finetune.{name}={config.finetune[name]}: students read whole batches, row by "
+                f"row; leave it {default}."
+            )
     rows = config.finetune.rows
     if not distill.samples <= rows <= config.finetune.problems:
         raise ValueError(

@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import ml_collections
@@ -22,6 +22,7 @@ from experiments import launch, sources
 from reasoning.data import pipelines
 from reasoning.data.corpora import Corpus
 from reasoning.data.formats import TextFormat
+from reasoning.data.packing import collate_packed, most_rows, plan_packed
 from reasoning.data.tasks.base import Problems, distinct_problems
 from reasoning.evaluation.policies import (
     Judged,
@@ -37,7 +38,13 @@ from reasoning.learning.updates import TrainState, init_state, sft_update
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import spread_strategies
 from reasoning.rewards.host import HostFunction
-from reasoning.runtime.meshes import MeshShape, check_mesh, make_mesh, shard_rows
+from reasoning.runtime.meshes import (
+    MeshShape,
+    check_mesh,
+    make_mesh,
+    num_row_parts,
+    shard_rows,
+)
 from reasoning.runtime.progress import Progress
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
@@ -109,6 +116,7 @@ def set_up(
     check_numbers(config, task)
     for phase in ("pretrain", "finetune"):
         check_training(config, phase, model)
+        check_layout(config, phase)
     check_arms(config, (*arms, config.arm), task, model)
     held_out = {
         split: distinct_problems(task, split, config.seed, count)
@@ -160,6 +168,19 @@ def check_training(config: ml_collections.ConfigDict, section: str, model: Model
     check_trained(config, section, model)
 
 
+def check_layout(config: ml_collections.ConfigDict, section: str) -> None:
+    """Refuse a section whose batches cannot be cut or packed as it says (ValueError)."""
+    settings = config[section]
+    rows = settings.rows // mesh_shape(config).rows  # of each part of the mesh
+    if settings.microbatches < 1 or rows % settings.microbatches:
+        raise ValueError(
+            f"{section}.microbatches={settings.microbatches}: must divide the {rows} rows that "
+            "each part of the mesh has."
+        )
+    if settings.pack < 0:
+        raise ValueError(f"{section}.pack={settings.pack}: must be 0 (no packing) or a length.")
+
+
 def check_trained(config: ml_collections.ConfigDict, section: str, model: ModelConfig) -> None:
     """Refuse to train the strategies' rows where they have none of their own (ValueError)."""
     if config[section].trained == "strategies" and model.strategy_ids:
@@ -204,6 +225,13 @@ def training_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
         }
     )
     check_rows(setup, data.pretrain + data.finetune)
+    for phase in make:
+        longest = max((example.longest for example in getattr(data, phase)), default=0)
+        if 0 < config[phase].pack < longest:
+            raise ValueError(
+                f"{phase}.pack={config[phase].pack}: the longest training row takes {longest} "
+                f"tokens; raise it to {longest} or more."
+            )
     return data
 
 
@@ -257,9 +285,9 @@ def train(
     optimizer = make_optimizer(optimizer_config(settings))
     key = launch.run_key(seed, "assign")
     longest_prompt = max(len(example.prompt) for example in examples)
-    num_problems = None
-    if arm == "matched" and setup.mesh is None:
-        num_problems = most_problems(examples, settings, seed)
+    plan = plan_phase(setup, examples, settings, seed)
+    # On a mesh every row is scored under every tag for itself.
+    num_problems = plan.most_problems if setup.mesh is None else None
 
     def update(state: TrainState, step: int, batch: pipelines.TraceBatch) -> Updated:
         batch = shard_rows(batch, setup.mesh)
@@ -282,23 +310,56 @@ def train(
             optimizer=optimizer,
             reduction=loss.reduction,
             tag_is_label=loss.tag_is_label,
+            num_microbatches=settings.microbatches,
+            packing=plan.packing,
         )
         return state, {**metrics, **matching}
 
     name = name or ("base" if phase == "pretrain" else arm)
-    batches = partial(example_batches, setup, examples, settings, seed)
-    return train_steps(run, init_state(params, optimizer), batches, update, settings, name, seed)
+    state = init_state(params, optimizer)
+    return train_steps(run, state, plan.batches, update, settings, name, seed)
 
 
-def most_problems(
-    examples: list[pipelines.Example], settings: ml_collections.ConfigDict, seed: int
-) -> int:
-    """The most problems in any batch of a phase."""
-    plan = pipelines.plan_batches(
-        examples, rows=settings.rows, num_batches=settings.steps, seed=seed,
-        buckets=pipelines.bucket_lengths(examples, settings.buckets),
+class BatchPlan(NamedTuple):
+    """What a phase reads.
+
+    Attributes:
+      batches: those from a step on.
+      most_problems: in any of them.
+      packing: number and length of the sequences that rows are packed into; None: of no packing.
+    """
+
+    batches: Callable[[int], Iterator[pipelines.TraceBatch]]
+    most_problems: int
+    packing: tuple[int, int] | None
+
+
+def plan_phase(
+    setup: Setup, examples: list[pipelines.Example], settings: ml_collections.ConfigDict, seed: int
+) -> BatchPlan:
+    """The batches of a phase, packed or padded as its section says."""
+    if not settings.pack:
+        plan = pipelines.plan_batches(
+            examples, rows=settings.rows, num_batches=settings.steps, seed=seed,
+            buckets=pipelines.bucket_lengths(examples, settings.buckets),
+        )
+        batches = partial(example_batches, setup, examples, settings, seed)
+        return BatchPlan(batches, max(len(members) for _, members in plan), None)
+    packing = settings.rows, settings.pack
+    plan = plan_packed(
+        examples, num_sequences=settings.rows, length=settings.pack, num_batches=settings.steps,
+        seed=seed,
     )
-    return max(len(members) for _, members in plan)
+    share = 1 if setup.mesh is None else num_row_parts(setup.mesh)
+    collate = partial(
+        collate_packed, examples, rows=-(-most_rows(plan) // share) * share,
+        width=pipelines.bucket_lengths(examples, 1)[0], pad_id=setup.text_format.pad_id,
+    )
+
+    def batches(first: int) -> Iterator[pipelines.TraceBatch]:
+        return pipelines.feed(plan[first:], collate)
+
+    return BatchPlan(batches, max(map(len, plan)), packing)
 
 
 def example_batches(

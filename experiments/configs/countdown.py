@@ -95,6 +95,8 @@ def training_settings() -> ml_collections.ConfigDict:
     training.problems = 20_000
     training.rows = 32
     training.buckets = 3  # row lengths that batches are padded to
+    training.pack = 0  # or rows lie side by side in `rows` sequences of so many tokens
+    training.microbatches = 1  # parts of a batch whose gradients are added up
     training.optimizer = "muon"
     training.learning_rate = 1e-2
     training.warmup_steps = 20

@@ -43,6 +43,7 @@ def preference_settings() -> ml_collections.ConfigDict:
     """DPO on verified pairs; 0 steps leave it out."""
     dpo = countdown.training_settings()
     del dpo.problems  # it learns from pairs of the problems of `finetune`
+    del dpo.pack, dpo.microbatches  # a pair is two whole rows
     dpo.steps = 300
     dpo.learning_rate = 5e-4
     dpo.optimizer = "adamw"

@@ -39,6 +39,8 @@ class TraceBatch:
       problem: `[N]` int32 which problem of the global batch the row belongs to, from 0.
       slot: `[N]` int32 which of its problem's traces the row is, in 0..M-1.
       problem_seed: `[N]` uint32 a number of the problem's own, for draws per problem.
+      sequence, offset: `[N]` int32, where the row begins in a packed batch
+        (`reasoning.data.packing`); None where every row stands alone.
     """
 
     tokens: Any
@@ -47,6 +49,8 @@ class TraceBatch:
     problem: Any
     slot: Any
     problem_seed: Any
+    sequence: Any = None
+    offset: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +272,13 @@ def trace_batches(
         batch = collate(examples, *entry, rows, pad_id)
         return jax.tree.map(lambda array: array[share], batch)
 
+    return feed(plan, build, num_workers)
+
+
+def feed(
+    plan: Sequence[Any], build: Callable[[Any], TraceBatch], num_workers: int = 0
+) -> grain.DatasetIterator:
+    """The batches of a plan's entries, some of them built ahead."""
     dataset = grain.MapDataset.source(plan).map(build).to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
     )

@@ -16,6 +16,7 @@ import optax
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning import assignment
 from reasoning.learning.losses import Reduction, label_weights, token_nll
+from reasoning.models.axes import constrain
 from reasoning.models.config import ModelConfig
 from reasoning.models.heads import map_logits
 from reasoning.models.transformer import Transformer
@@ -71,8 +72,62 @@ def apply_gradient(
     return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
 
 
+@flax.struct.dataclass
+class Sequences:
+    """B sequences of L tokens as the policy reads them, with the labels that it learns.
+
+    Attributes:
+      tokens, segment_ids, positions: `[B, L]` int32, as `Transformer` takes them.
+      labels: `[B, L]` int32, the token after each, of the same row.
+      weights: `[B, L]` float32 of each label in the loss, 0 where there is none.
+      trace_weights: `[B, L]` float32, in the mean over trace tokens.
+    """
+
+    tokens: jax.Array
+    segment_ids: jax.Array
+    positions: jax.Array
+    labels: jax.Array
+    weights: jax.Array
+    trace_weights: jax.Array
+
+
+def lay_out(
+    batch: TraceBatch,
+    tokens: jax.Array,
+    weights: jax.Array,
+    trace_weights: jax.Array,
+    packing: tuple[int, int] | None,
+) -> Sequences:
+    """Rows as sequences: each for itself, or where the batch says that it lies.
+
+    Args:
+      tokens: `[N, T]`, the rows with their tags.
+      weights, trace_weights: `[N, T-1]` of tokens 1..T-1.
+      packing: B and L; None: a sequence for each row.
+    """
+    num_rows, width = tokens.shape
+    place = jnp.broadcast_to(jnp.arange(width)[None], tokens.shape)
+    inside = place < batch.lengths[:, None]
+    segments = jnp.broadcast_to(jnp.arange(num_rows)[:, None] + 1, tokens.shape)
+    weights, trace_weights = (jnp.pad(x, ((0, 0), (0, 1))) for x in (weights, trace_weights))
+    labels = jnp.roll(tokens, -1, axis=1)
+    if packing is None:
+        segments = inside.astype(jnp.int32)
+        return Sequences(tokens, segments, place, labels, weights, trace_weights)
+    num_sequences, length = packing
+    slot = batch.sequence[:, None] * length + batch.offset[:, None] + place
+    slot = jnp.where(inside, slot, num_sequences * length)  # out of range: dropped
+
+    def put(x: jax.Array) -> jax.Array:
+        empty = jnp.zeros(num_sequences * length, x.dtype)
+        packed = empty.at[slot].set(x, mode="drop").reshape(packing)
+        return constrain(packed, "batch", None)
+
+    return jax.tree.map(put, Sequences(tokens, segments, place, labels, weights, trace_weights))
+
+
 def split_rows(tree: Any, num_parts: int) -> Any:
-    """Arrays `[N, ...]` of N rows as `[num_parts, N / num_parts, ...]`: the microbatches.
+    """Arrays `[B, ...]` as `[num_parts, B / num_parts, ...]`: the microbatches.
 
     Every part takes its rows from all over the batch: on a mesh, some of each device's.
     """
@@ -83,7 +138,9 @@ def split_rows(tree: Any, num_parts: int) -> Any:
 
 @partial(
     jax.jit,
-    static_argnames=("config", "optimizer", "reduction", "tag_is_label", "num_microbatches"),
+    static_argnames=(
+        "config", "optimizer", "reduction", "tag_is_label", "num_microbatches", "packing",
+    ),
     donate_argnames=("state",),
 )
 def sft_update(
@@ -96,6 +153,7 @@ def sft_update(
     reduction: Reduction = "token_mean",
     tag_is_label: bool = True,
     num_microbatches: int = 1,
+    packing: tuple[int, int] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on the traces, each under its tag `[N]`.
 
@@ -103,8 +161,10 @@ def sft_update(
       tag_is_label: whether the policy also learns to write the tag itself, so that it has a
         distribution over strategies (default; the paper's formula leaves it out, its released
         evaluator needs it).
-      num_microbatches: the gradient is summed over so many parts of the rows, one after another,
-        which bounds the memory; it divides N.
+      num_microbatches: the gradient is summed over so many parts of the sequences, one after
+        another, which bounds the memory; it divides their number.
+      packing: number and length of the sequences in which the rows lie; None: every row stands
+        alone.
 
     Returns:
       the new state (the old one is donated), and metrics: `loss` (as reduced), `trace_nll` (nats
@@ -114,21 +174,25 @@ def sft_update(
     weights = label_weights(mask, reduction, count_sets(batch))
     trace_weights = label_weights(trace, "token_mean", 1)
 
-    def loss_of(params: Any, part: tuple) -> tuple[jax.Array, jax.Array]:
-        rows, tags, weights, trace_weights = part
-        nll = row_nll(config, params, rows, tags)
-        return jnp.sum(nll * weights), jnp.sum(nll * trace_weights)
+    tokens = assignment.with_tags(config, batch, tags)
+    sequences = lay_out(batch, tokens, weights, trace_weights, packing)
+
+    def loss_of(params: Any, part: Sequences) -> tuple[jax.Array, jax.Array]:
+        hidden, _ = Transformer(config).apply(
+            params, part.tokens, segment_ids=part.segment_ids, positions=part.positions, head=False
+        )
+        nll = map_logits(token_nll, config, params, hidden, part.labels)
+        return jnp.sum(nll * part.weights), jnp.sum(nll * part.trace_weights)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
-    rows = batch, tags, weights, trace_weights
     if num_microbatches == 1:
-        (loss, trace_nll), grads = gradient(state.params, rows)
+        (loss, trace_nll), grads = gradient(state.params, sequences)
     else:
-        def add(total: Any, part: tuple) -> tuple[Any, None]:
+        def add(total: Any, part: Sequences) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(state.params, part)), None
 
         nothing = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params)
-        parts = split_rows(rows, num_microbatches)
+        parts = split_rows(sequences, num_microbatches)
         ((loss, trace_nll), grads), _ = jax.lax.scan(add, nothing, parts)
     exists = (batch.lengths > 0).astype(jnp.float32)
     usage = jnp.zeros(config.num_strategies).at[tags].add(exists) / jnp.maximum(exists.sum(), 1)

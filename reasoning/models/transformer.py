@@ -381,7 +381,7 @@ class Transformer(nn.Module):
         """
         config = self.config
         batch, length = tokens.shape
-        if length > config.max_length:
+        if positions is None and length > config.max_length:
             raise ValueError(
                 f"max_length={config.max_length}: the rows have {length} tokens; raise it, or "
                 "choose shorter traces."

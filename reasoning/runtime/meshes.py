@@ -159,6 +159,11 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+def num_row_parts(mesh: Mesh) -> int:
+    """Into how many parts the mesh cuts the rows of a batch."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
 def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
     """Arrays whose rows are cut over the mesh, from all rows, which every process has.
 
@@ -173,7 +178,7 @@ def shard_rows(batch: Any, mesh: Mesh | None) -> Any:
     """
     if mesh is None:
         return jax.device_put(batch)
-    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    parts = num_row_parts(mesh)
     for array in jax.tree.leaves(batch):
         if array.shape[0] % parts:
             raise ValueError(
