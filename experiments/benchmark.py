@@ -3,8 +3,8 @@
     python -m experiments.benchmark --only=sampler,sft,rl
     python -m experiments.benchmark --only=rl,program --size=tiny --repeats=2
 
-sampler, sft, rl: on the work that peers are timed on; `share_of_peak` is that of the machine's
-    float32 matrix products.
+sampler, sft, rl: on the work that peers are timed on; sft by one part of the batch at a time, of
+    several. `share_of_peak`, of the first two, is that of the machine's float32 matrix products.
 set_loss: matched tags beside plain fine-tuning on the same traces.
 program: many steps of GRPO on group words as one program, for one seed and for 8 at once; the 8 are
     cut over the devices, so that with --jax_num_cpu_devices=2 each core of two has four of them.

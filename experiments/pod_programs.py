@@ -90,6 +90,10 @@ def planned(config: ml_collections.ConfigDict) -> Plan:
     """
     setup = set_up(config, (config.arm,), on_mesh=False)
     check_rl(setup, config, "rl")
+    if config.finetune.pack:
+        raise ValueError(
+            f"finetune.pack={config.finetune.pack}: the plan is one of padded rows; leave it 0."
+        )
     sizes = config.get("plan")
     if sizes is not None:
         if not 0 < sizes.prompt_length < setup.model.max_length:
@@ -180,7 +184,7 @@ def training_step(plan: Plan, mesh: Mesh) -> Program:
         arguments=(state, batch, _rows(mesh, (rows,))),
         keywords=dict(
             config=model, optimizer=optimizer, reduction=plan.config.loss.reduction,
-            tag_is_label=plan.config.loss.tag_is_label,
+            tag_is_label=plan.config.loss.tag_is_label, num_microbatches=settings.microbatches,
         ),
         kinds={"parameters": state.params, "optimizer": state.opt_state},
         model_flops=3 * forward_flops(model, rows, length, length, length),

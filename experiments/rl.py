@@ -427,14 +427,14 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
     """Refuse settings of a section of the configuration that cannot run (ValueError)."""
     settings = config[section]
     on_device = compiled_reward(setup, settings)
-    early_exit = not seeds_side_by_side(config.seeds)
-    critic = rl_config(setup, settings, early_exit).algorithm.critic
+    critic = rl_config(setup, settings).algorithm.critic
     optimizer_config(settings)
     check_trained(config, section, setup.model)
-    if settings.num_slots is not None and setup.mesh is not None:
+    together = seeds_side_by_side(config.seeds) and on_device
+    if settings.num_slots is not None and (mesh_shape(config).devices > 1 or together):
         raise ValueError(
-            f"{section}.num_slots={settings.num_slots}: on a mesh every sample has a row of its "
-            "own; leave it out."
+            f"{section}.num_slots={settings.num_slots}: on a mesh, and where seeds are vmapped, "
+            "every sample has a row of its own; leave it out."
         )
     if critic and settings.trained != "all":
         raise ValueError(

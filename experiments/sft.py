@@ -343,9 +343,11 @@ def plan_phase(
             examples, rows=settings.rows, num_batches=settings.steps, seed=seed,
             buckets=pipelines.bucket_lengths(examples, settings.buckets),
         )
-        batches = partial(example_batches, setup, examples, settings, seed)
+        collate = partial(
+            pipelines.collate, examples, rows=settings.rows, pad_id=setup.text_format.pad_id
+        )
+        batches = feed_from(plan, lambda entry: collate(bucket=entry[0], members=entry[1]))
         return BatchPlan(batches, max(len(members) for _, members in plan), None)
-    packing = settings.rows, settings.pack
     plan = plan_packed(
         examples, num_sequences=settings.rows, length=settings.pack, num_batches=settings.steps,
         seed=seed,
@@ -356,10 +358,15 @@ def plan_phase(
         width=pipelines.bucket_lengths(examples, 1)[0], pad_id=setup.text_format.pad_id,
     )
 
-    def batches(first: int) -> Iterator[pipelines.TraceBatch]:
-        return pipelines.feed(plan[first:], collate)
+    packing = settings.rows, settings.pack
+    return BatchPlan(feed_from(plan, collate), max(map(len, plan)), packing)
 
-    return BatchPlan(batches, max(map(len, plan)), packing)
+
+def feed_from(
+    plan: Sequence[Any], build: Callable[[Any], pipelines.TraceBatch]
+) -> Callable[[int], Iterator[pipelines.TraceBatch]]:
+    """A function of a step: the batches from there on."""
+    return lambda first: pipelines.feed(plan[first:], build)
 
 
 def example_batches(

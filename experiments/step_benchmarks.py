@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.pod_programs import forward_flops
 from experiments.timing import Program, Row, report, run_in_turn
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning.algorithms import make_algorithm
@@ -45,12 +46,9 @@ def model_config(size: str, max_length: int, num_strategies: int = 1) -> ModelCo
     )
 
 
-def forward_flops(config: ModelConfig, context: float) -> float:
+def token_flops(config: ModelConfig, context: float) -> float:
     """Floating-point operations of one token's forward pass that looks at `context` tokens."""
-    heads = 2 * config.num_heads + 2 * config.num_kv_heads
-    layer = config.d_model * (heads * config.head_dim + 3 * config.d_ff)
-    looks = 2 * config.num_heads * config.head_dim * context
-    return 2 * (config.num_layers * (layer + looks) + config.output_size * config.d_model)
+    return forward_flops(config, 1, 1, context, 1)
 
 
 def letters(num_prompts: int, length: int) -> np.ndarray:
@@ -67,7 +65,7 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
     """
     rows, prompt, new = (64, 32, 128) if size == "peer" else (4, 4, 8)
     config = model_config(size, prompt + new)
-    stops = tuple(range(3, 3 + config.vocab_size // 39 + 1))
+    stops = tuple(range(3, 3 + max(config.vocab_size // 39, 1)))
     # Near enough to uniform for the lengths to be those of chance.
     params = jax.tree.map(lambda x: 0.5 * x, init_params(config, jax.random.key(0)))
 
@@ -99,7 +97,7 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
     kinds = ("whole", "heavy_tail", "heavy_tail_slots")
     for kind, timed, of_program in zip(kinds, programs, laps, strict=True):
         tokens = int(timed.result.mask.sum())
-        flops = forward_flops(config, prompt + tokens / timed.result.mask[..., 0].size / 2)
+        flops = token_flops(config, prompt + tokens / timed.result.mask[..., 0].size / 2)
         yield report("sampler", size, tokens, of_program, kind=kind, flops_per_token=flops)
 
 
@@ -134,7 +132,7 @@ def measure_sft(size: str, repeats: int) -> Iterator[Row]:
 
     counts = (1, 4, 8, 16, 32) if size == "peer" else (1, 2)
     laps = run_in_turn([program(count) for count in counts], repeats)
-    flops = 3 * forward_flops(config, length / 2)
+    flops = 3 * token_flops(config, length / 2)
     for count, of_program in zip(counts, laps, strict=True):
         yield report(
             "sft", size, rows * length, of_program, flops_per_token=flops, microbatches=count

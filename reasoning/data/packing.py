@@ -105,12 +105,6 @@ def most_rows(plan: Sequence[Sequence[Placed]]) -> int:
     return max(sum(len(placed.sequences) for placed in batch) for batch in plan)
 
 
-def fill(examples: Sequence[Example], plan: Sequence[Sequence[Placed]], slots: int) -> float:
-    """The share of a batch's `slots` (sequences times length) that hold a token, over a plan."""
-    tokens = sum(sum(row_lengths(examples[placed.index])) for batch in plan for placed in batch)
-    return tokens / (slots * len(plan))
-
-
 def collate_packed(
     examples: Sequence[Example], batch: Sequence[Placed], rows: int, width: int, pad_id: int
 ) -> TraceBatch:

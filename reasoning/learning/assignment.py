@@ -20,7 +20,7 @@ import optax
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning.losses import token_nll
 from reasoning.models.config import ModelConfig
-from reasoning.models.heads import map_logits
+from reasoning.models.logits import map_logits
 from reasoning.models.strategies import tag_to_id
 from reasoning.models.transformer import Transformer, grow_cache, init_cache, take_rows
 
@@ -75,7 +75,7 @@ def matching_costs(
     if num_problems is None:
         nll = _nll_by_rows(config, params, batch, prefix, match_tokens)
     else:
-        longest_prompt = prefix - match_tokens - 1
+        longest_prompt = min(prefix - match_tokens, batch.tokens.shape[1]) - 1
         nll = _nll_by_problems(config, params, batch, longest_prompt, match_tokens, num_problems)
     last = batch.lengths - batch.fork - 1  # tokens of the trace
     mask = jnp.arange(nll.shape[2])[None] < last[:, None]

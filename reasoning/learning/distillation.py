@@ -28,7 +28,7 @@ from reasoning.learning.updates import (
     read_rows,
 )
 from reasoning.models.config import ModelConfig
-from reasoning.models.heads import logits_of, map_logits
+from reasoning.models.logits import logits_of, map_logits
 
 Kind = Literal["forward", "reverse", "jsd"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from reasoning.learning import losses
 from reasoning.learning.rl_state import RLConfig
 from reasoning.learning.rollouts import PromptBatch
-from reasoning.models.heads import logits_of, map_logits
+from reasoning.models.logits import logits_of, map_logits
 from reasoning.models.strategies import tag_to_id
 from reasoning.models.transformer import Transformer
 from reasoning.sampling.filters import Filters, filter_logits
@@ -71,7 +71,7 @@ def score(
         return of_tokens(filter_logits(logits, filters, tokens), tokens)
 
     hidden = read_completions(params, prompts, tokens, config)
-    hidden = jnp.broadcast_to(hidden, (*tokens.shape, hidden.shape[-1]))
+    hidden = jnp.broadcast_to(hidden, (*tokens.shape, hidden.shape[-1]))  # on the fork, G alike
     hidden, rows = (x.reshape(-1, *x.shape[2:]) for x in (hidden, tokens))
     scores = map_logits(read, config.model, params, hidden, rows)
     if config.rollout.tags == "stratified":

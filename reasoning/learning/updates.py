@@ -18,7 +18,7 @@ from reasoning.learning import assignment
 from reasoning.learning.losses import Reduction, label_weights, token_nll
 from reasoning.models.axes import constrain
 from reasoning.models.config import ModelConfig
-from reasoning.models.heads import map_logits
+from reasoning.models.logits import map_logits
 from reasoning.models.transformer import Transformer
 
 
@@ -129,7 +129,8 @@ def lay_out(
 def split_rows(tree: Any, num_parts: int) -> Any:
     """Arrays `[B, ...]` as `[num_parts, B / num_parts, ...]`: the microbatches.
 
-    Every part takes its rows from all over the batch: on a mesh, some of each device's.
+    Every part takes its rows from all over the batch: on a mesh, some of each device's. (Those of
+    reinforcement learning are whole prompts, `reasoning.learning.scoring.split_parts`.)
     """
     return jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1), tree

@@ -34,12 +34,12 @@ def draw_tokens(
 
 def open_and_score(
     config: ModelConfig,
-    token: jax.Array,
     drawn: jax.Array,
     scores: jax.Array,
     logits: jax.Array,
     tags: jax.Array,
     t: jax.Array,
+    instead: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The tokens `[B]` with the tags that are given at place 0, and their log-probs `[B]`.
 
@@ -47,11 +47,12 @@ def open_and_score(
     filter would have removed it, at temperature 1.
 
     Args:
-      token: `[B]`, those to be written; other than `drawn` where something was put in its place.
-      scores: `[B, V]`, those of `draw_tokens`.
+      drawn, scores: `[B]` and `[B, V]`, of `draw_tokens`.
       tags: `[B]` int32, or OWN_TAG.
       t: as in `draw_tokens`.
+      instead: `[B]`, what is written in place of what was drawn, or the same.
     """
+    token = drawn if instead is None else instead
     tag_given = (t == 0) & (tags != OWN_TAG)
     token = jnp.where(tag_given, tag_to_id(config, tags), token)
     given = tag_given | (token != drawn)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reasoning.models.axes import constrain
+from reasoning.models.axes import constrain, in_force
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
 from reasoning.models.transformer import (
@@ -165,7 +165,7 @@ def sample(
             forced, after = budgets.enforce(budget, thinking, token, ends_at(token, stop_ids))
             token = jnp.where(t > 0, forced, token)
             thinking = jax.tree.map(lambda new, old: jnp.where(t > 0, new, old), after, thinking)
-        token, log_prob = open_and_score(config, token, drawn, scores, logits, tags, t)
+        token, log_prob = open_and_score(config, drawn, scores, logits, tags, t, instead=token)
         return token, log_prob, thinking
 
     def step(carry: tuple) -> tuple:
@@ -199,7 +199,9 @@ def sample(
         None if budget is None else budgets.start(budget),
         {**written, "gaps": empty} if with_gaps else written,
     )
-    for end in cache_stages(max_new_tokens):
+    # On a mesh in one stage: while it grows the cache is there twice, and memory binds there.
+    stages = [max_new_tokens] if in_force() else cache_stages(max_new_tokens)
+    for end in stages:
         t, logits, cache, *rest = carry
         carry = t, logits, grow_cache(cache, prompt_length + end), *rest
         carry = jax.lax.while_loop(partial(unfinished, end), step, carry)

@@ -2,12 +2,12 @@
 
     samples = sample_in_slots(params, prompts, prompt_mask, tags, keys, filters, num_slots=64)
 
-The same samples as `reasoning.sampling.sampler.sample`, in one compiled loop. Where lengths differ
-a few long completions do not hold up the others: the loop takes about as many steps as all tokens
-together need in so many rows. Each prompt is read once; its keys and values are copied into a row
-when one of its samples starts there. All rows write to the same slot of the cache, one slot further
-at every step, and begin again at the first after N: no completion is longer, so that what is
-overwritten belongs to one that has ended.
+The same samples as `reasoning.sampling.sampler.sample`, in one compiled loop (what servers call
+continuous batching). Where lengths differ a few long completions do not hold up the others: the
+loop takes about as many steps as all tokens together need in so many rows. Each prompt is read
+once; its keys and values are copied into a row when one of its samples starts there. All rows write
+to the same place of the cache, one place further at every step, and begin again at the first after
+N: no completion is longer, so that what is overwritten belongs to one that has ended.
 """
 
 from functools import partial
@@ -17,14 +17,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from reasoning.models.axes import in_force
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
 from reasoning.models.transformer import (
     KVCache,
     Transformer,
     gather_for_sampling,
-    grow_cache,
-    take_rows,
+    init_cache,
 )
 from reasoning.sampling.draws import draw_tokens, ends_at, open_and_score
 from reasoning.sampling.filters import Filters
@@ -87,13 +87,17 @@ def sample_in_slots(
       num_slots: R, at most P * G.
 
     Raises:
-      ValueError: prompt and completion do not fit into the model's max_length, or more rows than
-        sequences.
+      ValueError: prompt and completion do not fit into the model's max_length, more rows than
+        sequences, or a mesh.
     """
     num_samples, prompt_length = tags.shape[1], prompts.shape[1]
     check_lengths(config, prompt_length, max_new_tokens)
     tags, keys = tags.reshape(-1), keys.reshape(-1)
     num_sequences = len(tags)
+    if in_force():
+        raise ValueError(
+            f"num_slots={num_slots}: on a mesh every sequence has a row of its own; use sample."
+        )
     if not 1 <= num_slots <= num_sequences:
         raise ValueError(
             f"num_slots={num_slots}: must be between 1 and the {num_sequences} sequences."
@@ -122,7 +126,7 @@ def sample_in_slots(
         rows = start_next(rows)
         drawn, scores = draw_tokens(rows.logits, keys[rows.sequence], rows.t, filters)
         token, log_prob = open_and_score(
-            config, drawn, drawn, scores, rows.logits, tags[rows.sequence], rows.t
+            config, drawn, scores, rows.logits, tags[rows.sequence], rows.t
         )
         # Where a row is over there is no such sequence: nothing is written.
         place = jnp.where(rows.over, num_sequences, rows.sequence), rows.t
@@ -147,7 +151,7 @@ def sample_in_slots(
         return (rows.started < num_sequences) | ~jnp.all(rows.over)
 
     nobody, written = jnp.zeros(num_slots, jnp.int32), jnp.zeros((num_sequences, max_new_tokens))
-    empty = take_rows(read, nobody, config)  # of the same length; its content is replaced
+    cache = init_cache(config, num_slots, prompt_length + max_new_tokens)
     rows = _Rows(
         step=jnp.zeros((), jnp.int32),
         started=jnp.zeros((), jnp.int32),
@@ -155,7 +159,7 @@ def sample_in_slots(
         sequence=nobody,
         t=nobody,
         logits=first_logits[nobody],
-        cache=grow_cache(empty, prompt_length + max_new_tokens),
+        cache=cache.replace(length=read.length),
         tokens=jnp.full(written.shape, pad_id, jnp.int32),
         log_probs=written,
     )

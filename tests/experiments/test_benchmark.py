@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from experiments import benchmark, step_benchmarks
-from reasoning.models.transformer import Transformer, init_params
 from reasoning.rewards.answers import compare, extract
 
 FIELDS = {"what", "size", "tokens", "tokens_per_s", "median_s", "laps", "first_s", "jax", "load1"}
@@ -47,17 +46,6 @@ def test_steps_are_timed_in_turn(what):
     if what == "set_loss":
         assert [row["match_share"] for row in found] == [0.0, 0.25, 1.0]
         assert found[0]["times_plain"] == 1.0
-
-
-def test_operations_are_those_that_the_compiler_counts():
-    config = step_benchmarks.model_config("peer", 64)
-    params = jax.eval_shape(init_params, config, jax.random.key(0))
-    tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
-    forward = jax.jit(lambda params, tokens: Transformer(config).apply(params, tokens)[0])
-    counted = forward.lower(params, tokens).compile().cost_analysis()["flops"]
-    # The compiled attention reads all 64 tokens for each, and counts what is no matrix product.
-    expected = 128 * step_benchmarks.forward_flops(config, 64)
-    assert 1.0 <= counted / expected < 1.05
 
 
 def test_the_peer_size_is_the_work_that_peers_are_timed_on():

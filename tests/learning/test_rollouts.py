@@ -91,7 +91,7 @@ def test_a_sequence_does_not_depend_on_who_shares_its_batch(
     assert (other.tokens[2:] != rollouts.tokens[2:]).any()
 
 
-@pytest.mark.parametrize("num_slots", [5, 24, 100])
+@pytest.mark.parametrize("num_slots", [5, 23, 100])
 def test_rollouts_in_slots_are_the_same(run, rollouts, rl_config, tiny_params, prompts, num_slots):
     config = rl_config(rollout=dict(num_slots=num_slots))
     found = host(run(tiny_params, prompts, jax.random.key(0), config))

@@ -1,4 +1,4 @@
-"""Logits made for a stretch of tokens at a time: the same values and gradients as all at once."""
+"""Logits made for chunks of tokens: the same values and gradients as all at once."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reasoning.models.heads import logits_of, map_logits
+from reasoning.models.logits import logits_of, map_logits
 from reasoning.models.transformer import Transformer
 
 KINDS = [
@@ -42,7 +42,7 @@ def label_loss(logits, labels, weights):
 
 
 @pytest.mark.parametrize("largest", [1, 3 * 32, 3 * 32 * 2, 3 * 32 * 4, 10**9])
-def test_stretches_have_the_values_and_gradients_of_the_whole(policy, largest):
+def test_chunks_have_the_values_and_gradients_of_the_whole(policy, largest):
     config, params = policy
     weights = np.random.default_rng(1).random((3, 7, 2)).astype(np.float32)
 
@@ -69,7 +69,7 @@ def test_stretches_have_the_values_and_gradients_of_the_whole(policy, largest):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients, expected)
 
 
-def test_no_array_holds_more_than_a_stretch_of_logits(config, rough_params):
+def test_no_array_holds_more_than_a_chunk_of_logits(config, rough_params):
     params, labels = rough_params(config), np.zeros((2, 64), np.int32)
     hidden = jnp.ones((2, 64, config.d_model))
 

@@ -1,11 +1,11 @@
-"""From hidden states to logits, and to what is read from them a stretch of tokens at a time.
+"""From hidden states to logits, and to what is read from them by chunks of tokens.
 
     hidden, _ = Transformer(config).apply(params, tokens, head=False)                [B, T, D]
-    nll = map_logits(read_nll, config, params, hidden[:, :-1], tokens[:, 1:])        [B, T - 1]
+    nll = map_logits(token_nll, config, params, hidden[:, :-1], tokens[:, 1:])        [B, T - 1]
 
 The logits of a batch, `[tokens, vocabulary]` in float32, are its largest array by far where the
 vocabulary is large, and their gradient is as large again. What is read from them is a few numbers a
-token: `map_logits` makes them for a stretch of tokens, reads, and makes them anew in the backward
+token: `map_logits` makes them for a chunk of tokens, reads, and makes them anew in the backward
 pass.
 """
 
@@ -21,7 +21,7 @@ from reasoning.models.axes import in_force
 from reasoning.models.config import ModelConfig
 from reasoning.models.transformer import soft_cap
 
-LARGEST = 2**24  # logits that are made at once: 64 MiB
+LARGEST = 2**26  # logits that are made at once: 256 MiB
 
 
 def logits_of(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
@@ -42,9 +42,9 @@ def map_logits(
     *along: jax.Array,
     largest: int = LARGEST,
 ) -> Any:
-    """`read(logits, *along)` of every token, without more than `largest` logits at a time.
+    """`read(logits, *along)` of every token, by chunks of at most `largest` logits.
 
-    Under a mesh, which cuts the logits, they are all made at once.
+    One token of every row is the least. Under a mesh, which cuts them, all are made at once.
 
     Args:
       read: maps logits `[B, t, V+S]` and the parts `[B, t, ...]` of the other arrays to a tree of
@@ -56,22 +56,23 @@ def map_logits(
       what `read` makes of all T tokens.
     """
     batch, length, _ = hidden.shape
-    stretch = max(largest // (batch * config.output_size), 1)
+    chunk = max(largest // (batch * config.output_size), 1)
 
     def one(part: tuple[jax.Array, ...]) -> Any:
         return read(logits_of(config, params, part[0]), *part[1:])
 
-    if in_force() or stretch >= length:
+    if in_force() or chunk >= length:
         return one((hidden, *along))
-    count = math.ceil(length / stretch)
-    missing = count * stretch - length
+    count = math.ceil(length / chunk)
+    missing = count * chunk - length
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(x.reshape(batch, count, stretch, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(batch, count, chunk, *x.shape[2:]), 1, 0)
 
     def join(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x, 0, 1).reshape(batch, count * stretch, *x.shape[3:])[:, :length]
+        return jnp.moveaxis(x, 0, 1).reshape(batch, count * chunk, *x.shape[3:])[:, :length]
 
     parts = jax.tree.map(cut, (hidden, *along))
-    return jax.tree.map(join, jax.lax.map(jax.checkpoint(one), parts))
+    # Within a loop nothing can undo the recomputation: no barriers are needed against it.
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(one, prevent_cse=False), parts))
