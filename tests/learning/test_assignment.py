@@ -122,7 +122,8 @@ def test_matching_costs_are_those_of_single_rows(config, params, forward):
 
 
 @pytest.mark.parametrize("change", [{}, {"scan_layers": True}, {"position_encoding": "rope"},
-                                    {"num_kv_heads": 1}, {"windows": (3, 0)}], ids=str)
+                                    {"num_kv_heads": 1}, {"windows": (3, 0)},
+                                    {"strategy_ids": (3, 9, 27)}], ids=str)
 @pytest.mark.parametrize("match_tokens", [1, MATCH, 100])
 def test_costs_with_prompts_read_once_are_those_of_every_row(
     config, rough_params, change, match_tokens

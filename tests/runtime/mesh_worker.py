@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from reasoning.data.pipelines import TraceBatch
+from reasoning.learning.assignment import assign
 from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
 from reasoning.learning.updates import init_state, sft_update
 from reasoning.models.config import ModelConfig
@@ -27,9 +28,10 @@ from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, sample
 
 STEPS, ROWS, LENGTH = 20, 16, 24
+PACKING = 8, 48  # sequences, and their tokens: two rows in each
 CONFIG = ModelConfig(
     vocab_size=30, num_strategies=4, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2,
-    head_dim=8, d_ff=64, max_length=32, scan_layers=True,
+    head_dim=8, d_ff=64, max_length=64, scan_layers=True,
 )
 
 
@@ -43,6 +45,8 @@ def make_batch(step):
         problem=(rows // 4).astype(np.int32),
         slot=(rows % 4).astype(np.int32),
         problem_seed=rows.astype(np.uint32),
+        sequence=(rows % PACKING[0]).astype(np.int32),
+        offset=(rows // PACKING[0] * LENGTH).astype(np.int32),
     )
 
 
@@ -55,13 +59,22 @@ def train_and_sample(mesh):
         state = init_state(init_sharded(CONFIG, jax.random.key(0), mesh), optimizer)
         for step in range(STEPS):
             batch, rows = shard_rows((make_batch(step), tags), mesh)
-            state, metrics = sft_update(state, batch, rows, config=CONFIG, optimizer=optimizer)
+            if step % 2:
+                rows, _ = assign(
+                    "matched", CONFIG, state.params, batch, jax.random.key(step), num_traces=4,
+                    prefix=5 + 1 + 8, match_tokens=8,
+                )
+            # Alternately rows for themselves and packed, whole and in parts.
+            state, metrics = sft_update(
+                state, batch, rows, config=CONFIG, optimizer=optimizer,
+                num_microbatches=1 + step % 2, packing=PACKING if step % 4 > 1 else None,
+            )
             losses.append(float(metrics["loss"]))
         prompts = np.random.default_rng(0).integers(3, 30, (8, 6)).astype(np.int32)
         samples = sample(
             state.params, prompts, np.ones_like(prompts), np.full((8, 2), OWN_TAG),
             jax.random.split(jax.random.key(1), (8, 2)), Filters(), config=CONFIG,
-            max_new_tokens=20, stop_ids=(1,), pad_id=0,
+            max_new_tokens=40, stop_ids=(1,), pad_id=0,
         )
         return losses, np.asarray(samples.tokens), state
 

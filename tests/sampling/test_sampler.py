@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reasoning.sampling.budgets import Budget
 from reasoning.sampling.filters import Filters, filter_logits
 from reasoning.sampling.sampler import (
     OWN_TAG,
     STOP_EOS,
     STOP_LENGTH,
+    cache_stages,
     check_lengths,
     pad_prompts,
     sample,
@@ -148,6 +150,78 @@ def test_scanned_layers_give_the_same_samples(config, params, samples, stack_lay
     scanned = draw(dataclasses.replace(config, scan_layers=True), stack_layers(params))
     np.testing.assert_array_equal(scanned.tokens, samples.tokens)
     np.testing.assert_allclose(scanned.log_probs, samples.log_probs, atol=1e-5)
+
+
+# The cache, as it grows
+
+LONG = 70  # tokens, in three stages
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{}, dict(scan_layers=True), dict(position_encoding="rope"), dict(windows=(9, 0))],
+    ids=str,
+)
+def long_policy(request, config, rough_params):
+    """A policy of 96 tokens of context, and its long completions, of which none ends."""
+    config = dataclasses.replace(config, max_length=96, **request.param)
+    params = rough_params(config)
+    return config, params, draw(config, params, max_new_tokens=LONG, stop_ids=(1000,))
+
+
+def test_the_cache_grows_in_few_stages():
+    assert cache_stages(LONG) == [32, 64, 70]
+    assert cache_stages(8) == [8] and cache_stages(32) == [32] and cache_stages(33) == [32, 33]
+    assert cache_stages(1000) == [250, 500, 750, 1000]
+
+
+def test_tokens_beyond_a_stage_see_all_before_them(long_policy, forward):
+    config, params, samples = long_policy
+    rows = np.full((64, 6 + LONG), PAD, np.int32)
+    prompts = [prompt for prompt in PROMPTS for _ in range(16)]
+    for row, prompt, completion in zip(rows, prompts, samples.tokens, strict=True):
+        row[: len(prompt) + LONG] = [*prompt, *completion]
+    log_probs = jax.nn.log_softmax(forward(config, params, rows))
+    expected = np.stack([
+        np.take_along_axis(
+            log_probs[b, len(prompt) - 1 : len(prompt) - 1 + LONG],
+            samples.tokens[b][:, None], axis=1,
+        )[:, 0]
+        for b, prompt in enumerate(prompts)
+    ])
+    np.testing.assert_allclose(samples.log_probs, expected, atol=1e-4)
+
+
+def test_a_shorter_completion_opens_as_the_longer_one(long_policy):
+    config, params, samples = long_policy
+    short = draw(config, params, max_new_tokens=20, stop_ids=(1000,))
+    np.testing.assert_array_equal(short.tokens, samples.tokens[:, :20])
+
+
+def test_stages_under_vmap_and_with_a_budget_across_them(config, rough_params):
+    config = dataclasses.replace(config, max_length=96)
+    params, shape = rough_params(config), (4, 16)
+    # The end is written by force before, at and after the first stage's last token.
+    limits = jnp.broadcast_to(jnp.arange(16) + 24, shape)
+    budget = Budget(limits, jnp.zeros(shape, jnp.int32), end_id=7, end_ids=(7, 9))
+
+    def long(keys, **settings):
+        return sample(
+            params, IDS, MASK, TAGS, keys, Filters(), config=config, max_new_tokens=LONG,
+            stop_ids=(1000,), pad_id=PAD, **settings,
+        ).tokens
+
+    tokens = np.asarray(long(KEYS, budget=budget)).reshape(*shape, LONG)
+    for g in range(16):
+        thought = [list(row[1:]) for row in tokens[:, g]]
+        for row in thought:
+            end = row.index(7)
+            assert end <= 24 + g and row[end : end + 2] == [7, 9] if end == 24 + g else True
+        assert any(row.index(7) == 24 + g for row in thought) or g > 8
+    keys = jnp.stack([KEYS, sequence_keys(jax.random.key(1), jnp.arange(4), 16)])
+    together = jax.vmap(lambda keys: long(keys, early_exit=False))(keys)
+    for alone, found in zip(keys, together, strict=True):
+        np.testing.assert_array_equal(found, long(alone))
 
 
 # Tags and the end

@@ -18,7 +18,7 @@ KEYS = sequence_keys(jax.random.key(3), jnp.arange(3), 12)
 STOPS = (2, 6, 11, 14, 19)  # many, so that lengths differ
 KINDS = [
     {}, {"scan_layers": True}, {"position_encoding": "rope", "num_kv_heads": 1},
-    {"windows": (4, 0)},
+    {"windows": (4, 0)}, {"strategy_ids": (20, 22, 24)},
 ]
 
 
