@@ -9,7 +9,6 @@ what was wrong is told so, and the next attempt follows (trial and error, T1 250
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +17,11 @@ import numpy as np
 
 from experiments import launch
 from experiments.arms import Trained, written_examples
+from experiments.batches import plan_padded
 from experiments.sft import (
     Setup,
     Updated,
     check_training,
-    example_batches,
     optimizer_config,
     train_steps,
 )
@@ -168,7 +167,7 @@ def prefer(
                 optimizer=optimizer, preference=loss,
             )
 
-        batches = partial(example_batches, setup, pairs, settings, seed)
+        batches = plan_padded(pairs, settings, seed, setup.text_format.pad_id).batches
         state = init_state(base, optimizer)
         return train_steps(run, state, batches, update, settings, "dpo", seed, shown="margin")
 

@@ -44,9 +44,9 @@ from experiments.step_benchmarks import (
     measure_set_loss,
     measure_sft,
     step_config,
+    trace_batch,
 )
 from experiments.timing import Program, Row, report, run_in_turn
-from reasoning.data.pipelines import TraceBatch
 from reasoning.learning.rl_state import PolicyState
 from reasoning.learning.rl_updates import make_rl_step
 from reasoning.learning.rollouts import Metrics
@@ -163,15 +163,7 @@ def measure_checkpoint(size: str, repeats: int) -> Iterator[Row]:
     model = checkpoint_model(size)
     optimizer = optax.adamw(1e-4)
     rows, length = 4, model.max_length
-    rng = np.random.default_rng(0)
-    batch = TraceBatch(
-        tokens=rng.integers(0, model.vocab_size, (rows, length)).astype(np.int32),
-        lengths=np.full(rows, length, np.int32),
-        fork=np.full(rows, 4, np.int32),
-        problem=np.arange(rows, dtype=np.int32),
-        slot=np.zeros(rows, np.int32),
-        problem_seed=np.arange(rows, dtype=np.uint32),
-    )
+    batch = trace_batch(model, problems=rows, traces=1, prompt=4)
     state = init_state(init_params(model, jax.random.key(0)), optimizer)
     num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
     laps, beside, blocked, written, saved = [], [], [], [], 0.0

@@ -28,6 +28,7 @@ import numpy as np
 
 from experiments import arms, launch, sources
 from experiments.arms import Trained
+from experiments.batches import plan_padded
 from experiments.rl import schedule
 from experiments.sft import (
     Setup,
@@ -35,7 +36,6 @@ from experiments.sft import (
     check_layout,
     check_rows,
     check_training,
-    example_batches,
     optimizer_config,
     set_up,
     train_steps,
@@ -118,8 +118,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"teacher.problems={config.teacher.problems}: the teacher has the student's "
             f"demonstrations and more; raise it to pretrain.problems={config.pretrain.problems}."
         )
-    for name in ("pack", "microbatches"):
-        default = {"pack": 0, "microbatches": 1}[name]
+    for name, default in (("pack", 0), ("microbatches", 1)):
         if config.finetune[name] != default:
             raise ValueError(
                 f"finetune.{name}={config.finetune[name]}: students read whole batches, row by "
@@ -202,9 +201,11 @@ def distill(
         plan = schedule(len(study.problems), settings.steps, settings.rows, seed)
         return iter(plan[first:])
 
-    batches, update = partial(example_batches, setup, examples, settings, seed), learn
     if name == "on_policy":
         batches, update = own_problems, learn_on_own
+    else:
+        plan = plan_padded(examples, settings, seed, setup.text_format.pad_id)
+        batches, update = plan.batches, learn
     state = init_state(start, optimizer)
     work = partial(
         train_steps, run, state, batches, update, settings, name, seed, shown="divergence"

@@ -25,8 +25,9 @@ from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
 from reasoning.learning.rl_updates import update
 from reasoning.learning.updates import TrainState, init_state, sft_update
+from reasoning.models.cache import init_cache
 from reasoning.models.config import ModelConfig
-from reasoning.models.transformer import init_cache, init_params
+from reasoning.models.transformer import init_params
 from reasoning.rewards.verdicts import Verdicts
 from reasoning.runtime.meshes import ROWS, param_shardings, row_sharding, use_mesh
 

@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import ml_collections
@@ -19,10 +19,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import launch, sources
+from experiments.batches import plan_batches
 from reasoning.data import pipelines
 from reasoning.data.corpora import Corpus
 from reasoning.data.formats import TextFormat
-from reasoning.data.packing import collate_packed, most_rows, plan_packed
 from reasoning.data.tasks.base import Problems, distinct_problems
 from reasoning.evaluation.policies import (
     Judged,
@@ -42,7 +42,6 @@ from reasoning.runtime.meshes import (
     MeshShape,
     check_mesh,
     make_mesh,
-    num_row_parts,
     shard_rows,
 )
 from reasoning.runtime.progress import Progress
@@ -285,7 +284,7 @@ def train(
     optimizer = make_optimizer(optimizer_config(settings))
     key = launch.run_key(seed, "assign")
     longest_prompt = max(len(example.prompt) for example in examples)
-    plan = plan_phase(setup, examples, settings, seed)
+    plan = plan_batches(examples, settings, seed, setup.text_format.pad_id, setup.mesh)
     # On a mesh every row is scored under every tag for itself.
     num_problems = plan.most_problems if setup.mesh is None else None
 
@@ -318,74 +317,6 @@ def train(
     name = name or ("base" if phase == "pretrain" else arm)
     state = init_state(params, optimizer)
     return train_steps(run, state, plan.batches, update, settings, name, seed)
-
-
-class BatchPlan(NamedTuple):
-    """What a phase reads.
-
-    Attributes:
-      batches: those from a step on.
-      most_problems: in any of them.
-      packing: number and length of the sequences that rows are packed into; None: of no packing.
-    """
-
-    batches: Callable[[int], Iterator[pipelines.TraceBatch]]
-    most_problems: int
-    packing: tuple[int, int] | None
-
-
-def plan_phase(
-    setup: Setup, examples: list[pipelines.Example], settings: ml_collections.ConfigDict, seed: int
-) -> BatchPlan:
-    """The batches of a phase, packed or padded as its section says."""
-    if not settings.pack:
-        plan = pipelines.plan_batches(
-            examples, rows=settings.rows, num_batches=settings.steps, seed=seed,
-            buckets=pipelines.bucket_lengths(examples, settings.buckets),
-        )
-        collate = partial(
-            pipelines.collate, examples, rows=settings.rows, pad_id=setup.text_format.pad_id
-        )
-        batches = feed_from(plan, lambda entry: collate(bucket=entry[0], members=entry[1]))
-        return BatchPlan(batches, max(len(members) for _, members in plan), None)
-    plan = plan_packed(
-        examples, num_sequences=settings.rows, length=settings.pack, num_batches=settings.steps,
-        seed=seed,
-    )
-    share = 1 if setup.mesh is None else num_row_parts(setup.mesh)
-    collate = partial(
-        collate_packed, examples, rows=-(-most_rows(plan) // share) * share,
-        width=pipelines.bucket_lengths(examples, 1)[0], pad_id=setup.text_format.pad_id,
-    )
-
-    packing = settings.rows, settings.pack
-    return BatchPlan(feed_from(plan, collate), max(map(len, plan)), packing)
-
-
-def feed_from(
-    plan: Sequence[Any], build: Callable[[Any], pipelines.TraceBatch]
-) -> Callable[[int], Iterator[pipelines.TraceBatch]]:
-    """A function of a step: the batches from there on."""
-    return lambda first: pipelines.feed(plan[first:], build)
-
-
-def example_batches(
-    setup: Setup,
-    examples: list[pipelines.Example],
-    settings: ml_collections.ConfigDict,
-    seed: int,
-    first: int,
-) -> Iterator[pipelines.TraceBatch]:
-    """The batches of a phase from the batch `first` on."""
-    return pipelines.trace_batches(
-        examples,
-        rows=settings.rows,
-        buckets=pipelines.bucket_lengths(examples, settings.buckets),
-        num_batches=settings.steps,
-        pad_id=setup.text_format.pad_id,
-        seed=seed,
-        first=first,
-    )
 
 
 def train_steps(

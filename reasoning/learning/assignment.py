@@ -19,10 +19,11 @@ import optax
 
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning.losses import token_nll
+from reasoning.models.cache import grow_cache, init_cache, take_rows
 from reasoning.models.config import ModelConfig
 from reasoning.models.logits import map_logits
 from reasoning.models.strategies import tag_to_id
-from reasoning.models.transformer import Transformer, grow_cache, init_cache, take_rows
+from reasoning.models.transformer import Transformer
 
 Arm = Literal["mixed", "random", "fixed", "matched"]
 ARMS: tuple[Arm, ...] = ("mixed", "random", "fixed", "matched")

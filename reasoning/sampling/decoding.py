@@ -23,15 +23,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from reasoning.data.formats import TextFormat
+from reasoning.models.cache import grow_cache, repeat_rows, take_rows
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import tag_to_id
-from reasoning.models.transformer import (
-    Transformer,
-    gather_for_sampling,
-    grow_cache,
-    repeat_rows,
-    take_rows,
-)
+from reasoning.models.transformer import Transformer, gather_for_sampling
 from reasoning.sampling.draws import OWN_TAG, ends_at
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import check_lengths, completion_mask, prefill, sample

@@ -17,16 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from reasoning.models.axes import constrain, in_force
+from reasoning.models.cache import KVCache, grow_cache, init_cache, repeat_rows
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
-from reasoning.models.transformer import (
-    KVCache,
-    Transformer,
-    gather_for_sampling,
-    grow_cache,
-    init_cache,
-    repeat_rows,
-)
+from reasoning.models.transformer import Transformer, gather_for_sampling
 from reasoning.sampling import budgets
 from reasoning.sampling.draws import (
     OWN_TAG,

@@ -18,14 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from reasoning.models.axes import in_force
+from reasoning.models.cache import KVCache, init_cache
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
-from reasoning.models.transformer import (
-    KVCache,
-    Transformer,
-    gather_for_sampling,
-    init_cache,
-)
+from reasoning.models.transformer import Transformer, gather_for_sampling
 from reasoning.sampling.draws import draw_tokens, ends_at, open_and_score
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import (

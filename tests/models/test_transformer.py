@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from reasoning.models.cache import init_cache
 from reasoning.models.config import PRESETS, ModelConfig, count_parameters, make_config
-from reasoning.models.transformer import Transformer, init_cache, init_params, logical_axes
+from reasoning.models.transformer import Transformer, init_params, logical_axes
 
 ROPE = dict(position_encoding="rope", rope_theta=100.0)
 

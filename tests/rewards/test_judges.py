@@ -323,11 +323,17 @@ def check_hostile(pool, answers, canary):
         assert not verdict.correct, (gold, text)
         assert verdict.milliseconds < 1000, (gold, text, verdict)
     assert not canary.exists()
-    limits = [Path(f"/proc/{w._process.pid}/limits").read_text() for w in pool._workers]
-    for line in "\n".join(limits).splitlines():
-        if line.startswith("Max address space"):
-            assert int(line.split()[3]) < 500 * 10**6
     return judge.metrics()
+
+
+def test_memory_of_workers_is_limited(pool):
+    pool.verify([("2x", "x+x")])  # one that was stopped for its time starts again when asked
+    running = [worker._process for worker in pool._workers if worker._process is not None]
+    assert running
+    for process in running:
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        (line,) = [x for x in limits.splitlines() if x.startswith("Max address space")]
+        assert int(line.split()[3]) < 500 * 10**6
 
 
 def test_some_hostile_answers(pool, tmp_path):
