@@ -3,6 +3,7 @@ forward pass of it, and directories with the tokenizers of published families.""
 
 import functools
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,16 @@ if _flags is None:
     del os.environ["XLA_FLAGS"]
 else:
     os.environ["XLA_FLAGS"] = _flags
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forget compiled programs before they are too many: each takes some of the areas of memory
+    that Linux lets a process have (65,530), and the compiler dies of the first that is refused."""
+    yield
+    areas = Path("/proc/self/maps")
+    if areas.exists() and areas.read_text().count("\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
