@@ -8,6 +8,7 @@ from experiments.configs import countdown
 def get_config() -> ml_collections.ConfigDict:
     """The countdown configuration, made tiny."""
     config = countdown.get_config()
+    config.model.preset = "0.01m"
     for phase in (config.pretrain, config.finetune):
         phase.steps, phase.problems, phase.rows, phase.buckets = 6, 100, 16, 1
     for rl in (config.rl, config.grpo, config.gfpo, config.t1):

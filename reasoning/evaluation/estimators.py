@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 
 from reasoning.sampling.voting import Rule, vote
 
+_RESAMPLED_AT_ONCE = 2**18  # numbers that the bootstrap holds, against a loop in Python
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -326,7 +327,9 @@ def mean_estimate(
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"values: shape {values.shape} must be one value per problem, [P].")
-    return bootstrap(np.mean, values, seed=seed, num_resamples=num_resamples, confidence=confidence)
+    return _bootstrap(
+        lambda resamples: resamples.mean(axis=1), (values,), seed, num_resamples, confidence
+    )
 
 
 def difference_estimate(
@@ -394,6 +397,21 @@ def bootstrap(
       ValueError: no arrays or no problems, arrays of different P, num_resamples < 1, confidence
         outside (0, 1), or a statistic that is not finite.
     """
+
+    def of_each(*resamples: np.ndarray) -> np.ndarray:
+        return np.array([statistic(*each) for each in zip(*resamples)], dtype=np.float64)
+
+    return _bootstrap(of_each, arrays, seed, num_resamples, confidence)
+
+
+def _bootstrap(
+    statistics: Callable[..., np.ndarray],
+    arrays: Sequence[ArrayLike],
+    seed: int,
+    num_resamples: int,
+    confidence: float,
+) -> Estimate:
+    """`bootstrap` with the statistics `[R]` of R sets of problems at a time."""
     arrays = tuple(np.asarray(array) for array in arrays)
     sizes = {array.shape[0] if array.ndim else 0 for array in arrays}
     if len(sizes) != 1 or 0 in sizes:
@@ -406,11 +424,13 @@ def bootstrap(
     tail = (1.0 - _check_confidence(confidence)) / 2
     num_problems = sizes.pop()
     generator = np.random.default_rng(seed)
-    value = float(statistic(*arrays))
-    resampled = np.empty(num_resamples)
-    for i in range(num_resamples):
-        drawn = generator.integers(num_problems, size=num_problems)
-        resampled[i] = statistic(*(array[drawn] for array in arrays))
+    (value,) = statistics(*(array[None] for array in arrays)).tolist()
+    at_once = max(_RESAMPLED_AT_ONCE // max(array.size for array in arrays), 1)
+    resampled = []
+    for start in range(0, num_resamples, at_once):
+        count = min(at_once, num_resamples - start)
+        drawn = generator.integers(num_problems, size=(count, num_problems))
+        resampled.extend(statistics(*(array[drawn] for array in arrays)))
     if not np.isfinite([value, *resampled]).all():
         raise ValueError(
             f"statistic: is {value} on the {num_problems} problems and must be finite on them and "

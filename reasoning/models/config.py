@@ -1,4 +1,4 @@
-"""The shape of a policy: `ModelConfig`, named presets from 0.1M to 7B, and their sizes."""
+"""The shape of a policy: `ModelConfig`, named presets from 0.01M to 7B, and their sizes."""
 
 import dataclasses
 from typing import Literal
@@ -158,6 +158,7 @@ class ModelConfig:
 
 # Shapes by name; everything that a preset leaves out keeps its default.
 PRESETS: dict[str, dict[str, object]] = {
+    "0.01m": dict(d_model=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16, d_ff=96),
     "0.1m": dict(d_model=48, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=24, d_ff=144),
     "0.2m": dict(d_model=64, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=32, d_ff=192),
     "0.4m": dict(d_model=128, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=32, d_ff=384),

@@ -223,7 +223,8 @@ def prefill(
 
 def cache_stages(max_new_tokens: int) -> list[int]:
     """After how many tokens the cache grows, and their whole number last."""
-    growth = max(-(-max_new_tokens // MOST_STAGES), LEAST_GROWTH)
+    count = min(max(max_new_tokens // LEAST_GROWTH, 1), MOST_STAGES)
+    growth = -(-max_new_tokens // count)
     return [*range(growth, max_new_tokens, growth), max_new_tokens]
 
 

@@ -15,7 +15,7 @@ def configuration():
     config = configs.get_config()
     arguments = dict(size=2, largest=8, target=16, limit=64, tries=3, practice_tries=1)
     config.task.arguments.update(arguments)
-    config.model.max_length = 40
+    config.model.update(max_length=40, num_layers=1)
     for phase in (config.pretrain, config.finetune, config.teacher):
         phase.steps, phase.problems, phase.rows, phase.buckets = 6, 40, 16, 1
     config.pretrain.steps = config.teacher.steps = 40

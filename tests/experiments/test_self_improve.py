@@ -18,7 +18,7 @@ def configuration():
     config = configs.get_config()
     arguments = dict(size=2, largest=8, target=16, limit=64, tries=3)
     config.task.arguments.update(arguments)
-    config.model.preset, config.model.max_length = "0.1m", 40
+    config.model.preset, config.model.max_length = "0.01m", 40
     for phase in (config.pretrain, config.finetune, config.dpo):
         phase.steps, phase.rows, phase.buckets = 6, 16, 1
     config.pretrain.problems = 40

@@ -377,7 +377,7 @@ def test_an_odd_head_is_allowed_without_rope():
 
 
 def test_unknown_presets_and_fields_are_refused():
-    with pytest.raises(ValueError, match=r"^preset='9m': must be one of 0\.1m, .*, 7b\.$"):
+    with pytest.raises(ValueError, match=r"^preset='9m': must be one of 0\.01m, .*, 7b\.$"):
         make_config("9m", vocab_size=10)
     with pytest.raises(ValueError, match=r"^depth: no such field of ModelConfig; it has vocab_s"):
         make_config("0.1m", vocab_size=10, depth=3)

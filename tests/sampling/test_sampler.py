@@ -170,8 +170,8 @@ def long_policy(request, config, rough_params):
 
 
 def test_the_cache_grows_in_few_stages():
-    assert cache_stages(LONG) == [32, 64, 70]
-    assert cache_stages(8) == [8] and cache_stages(32) == [32] and cache_stages(33) == [32, 33]
+    assert cache_stages(LONG) == [35, 70] and cache_stages(100) == [34, 68, 100]
+    assert cache_stages(8) == [8] and cache_stages(63) == [63] and cache_stages(64) == [32, 64]
     assert cache_stages(1000) == [250, 500, 750, 1000]
 
 
