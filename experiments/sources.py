@@ -34,7 +34,7 @@ from reasoning.runtime.processes import from_first
 
 # What a run may change of a model directory's own shape.
 TOKENIZER = "tokenizer.model"  # in the directory of a run that has made its own
-CHANGEABLE = ("num_strategies", "max_length", "remat", "dtype", "scan_layers")
+CHANGEABLE = ("num_strategies", "max_length", "remat", "attention", "dtype", "scan_layers")
 
 
 def make_problems(config: ml_collections.ConfigDict) -> Problems:

@@ -80,7 +80,7 @@ def model_settings() -> ml_collections.ConfigDict:
     model.max_length = 112
     for name in ("d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
         model[name] = placeholder(int)
-    for name in ("position_encoding", "remat", "dtype"):
+    for name in ("position_encoding", "remat", "attention", "dtype"):
         model[name] = placeholder(str)
     for name in ("tied_head", "scan_layers"):
         model[name] = placeholder(bool)

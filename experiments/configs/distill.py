@@ -52,6 +52,8 @@ def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     config.finetune.learning_rate = 5e-3
     config.loss = countdown.loss_settings()
     config.distill = distill_settings()
+    if preset == "quick":
+        config.distill.students = ("hard", "forward", "on_policy")
     config.evaluation = countdown.evaluation_settings()
     config.evaluation.samples_per_tag = 8
     return config

@@ -5,6 +5,7 @@ from typing import Literal
 
 PositionEncoding = Literal["learned", "rope"]
 RematPolicy = Literal["none", "full", "dots"]
+AttentionKernel = Literal["auto", "plain", "cudnn", "splash"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,9 @@ class ModelConfig:
       tied_head: score tokens with the embedding tables, or with a head of their own.
       scan_layers: one compiled block scanned over stacked parameters, or an unrolled loop.
       remat: what the backward pass recomputes: nothing, all, or all but matrix products.
+      attention: the kernel by which whole rows attend to themselves: on a GPU that of cuDNN, on a
+        TPU splash, or the plain form; "auto" is the backend's, where it can do what is asked
+        (`reasoning.models.attention`).
       dtype: compute dtype; logits and softmax are always float32.
       norm_epsilon: added to the mean square in RMSNorm.
 
@@ -93,6 +97,7 @@ class ModelConfig:
     tied_head: bool = True
     scan_layers: bool = False
     remat: RematPolicy = "none"
+    attention: AttentionKernel = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     norm_epsilon: float = 1e-6
     strategy_ids: tuple[int, ...] = ()
@@ -123,6 +128,7 @@ class ModelConfig:
         for name, allowed in (
             ("position_encoding", ("learned", "rope")),
             ("remat", ("none", "full", "dots")),
+            ("attention", ("auto", "plain", "cudnn", "splash")),
             ("dtype", ("float32", "bfloat16")),
             ("activation", ("silu", "gelu_tanh")),
         ):
@@ -135,7 +141,23 @@ class ModelConfig:
                 f"windows={self.windows}: must have one entry for each of the "
                 f"num_layers={self.num_layers}, 0 where a layer looks at everything."
             )
+        self._check_attention()
         self._check_strategy_ids()
+
+    def _check_attention(self) -> None:
+        refusals = {
+            "splash": [("windows", any(self.windows))],
+            "cudnn": [
+                ("attention_softcap", self.attention_softcap is not None),
+                ("dtype", self.dtype != "bfloat16"),
+            ],
+        }
+        for field, refused in refusals.get(self.attention, []):
+            if refused:
+                raise ValueError(
+                    f"attention={self.attention!r}: cannot do {field}={getattr(self, field)!r}; "
+                    "use plain, or auto."
+                )
 
     def _check_strategy_ids(self) -> None:
         ids = self.strategy_ids

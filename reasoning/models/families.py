@@ -65,7 +65,7 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 HEAD_NAME = "lm_head.weight"  # the one name that has no prefix
 # Fields of ModelConfig that say how a model is run, not what it computes.
-RUN_ONLY = ("num_strategies", "strategy_ids", "scan_layers", "remat", "dtype")
+RUN_ONLY = ("num_strategies", "strategy_ids", "scan_layers", "remat", "attention", "dtype")
 # Keys whose presence, with another value than these, changes the computation in a way not covered.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from reasoning.models import strategies
+from reasoning.models.attention import soft_cap
 from reasoning.models.axes import in_force
 from reasoning.models.config import ModelConfig
-from reasoning.models.transformer import soft_cap
 
 LARGEST = 2**26  # logits that are made at once: 256 MiB
 

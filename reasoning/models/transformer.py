@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from reasoning.models import strategies
+from reasoning.models.attention import attend, attend_to_self, attention_scale, soft_cap
 from reasoning.models.axes import constrain, in_force
 from reasoning.models.cache import KVCache
 from reasoning.models.config import ModelConfig
@@ -89,39 +90,6 @@ def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Ar
     return turned.astype(x.dtype)
 
 
-def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-    """c tanh(x / c): nearly x where it is small, never beyond c (Gemma 2, 2408.00118)."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float | None
-) -> jax.Array:
-    """Grouped-query attention, softmax in float32.
-
-    Args:
-      q: `[B, T, N, H]`.
-      k, v: `[B, K, C, H]`; N is a multiple of K.
-      mask: `[B, T, C]`, True where a query may look.
-      scale: of the products of queries and keys.
-      cap: their soft cap.
-
-    Returns:
-      `[B, T, N, H]`.
-    """
-    batch, length, heads, width = q.shape
-    num_kv, slots = k.shape[1:3]
-    # The queries of a group as rows of one matrix, heads before tokens: on a CPU the gradient of
-    # products in any other order of axes takes twice as long.
-    q = q.swapaxes(1, 2).reshape(batch, num_kv, -1, width)
-    scores = jnp.einsum("bkqh,bkch->bkqc", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, num_kv, heads // num_kv, length, slots)
-    scores = jnp.where(mask[:, None, None], soft_cap(scores * scale, cap), -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    read = jnp.einsum("bkqc,bkch->bkqh", weights.reshape(batch, num_kv, -1, slots), v)
-    return read.reshape(batch, heads, length, width).swapaxes(1, 2)
-
-
 def _kernel(stddev: float, *axes: str | None) -> nn.initializers.Initializer:
     return nn.with_logical_partitioning(nn.initializers.normal(stddev), axes)
 
@@ -157,6 +125,7 @@ class Attention(nn.Module):
         x: jax.Array,
         positions: jax.Array,
         mask: jax.Array,
+        segment_ids: jax.Array,
         cache: tuple[jax.Array, jax.Array] | None,
         slot: jax.Array | None,
         frequencies: jax.Array | None,
@@ -198,8 +167,10 @@ class Attention(nn.Module):
         out = self.param(
             "output", _kernel(out_std, "heads", "head_dim", "embed"), (heads, width, d_model)
         )
-        scale = (config.query_scale or width) ** -0.5
-        read = attend(q, k, v, mask, scale, config.attention_softcap)
+        if cache is None:
+            read = attend_to_self(q, k, v, mask, segment_ids, config)
+        else:
+            read = attend(q, k, v, mask, attention_scale(config), config.attention_softcap)
         return jnp.einsum("btnh,nhd->btd", read, out.astype(x.dtype)), cache
 
 
@@ -238,6 +209,7 @@ class Block(nn.Module):
         kind: LayerKind,
         positions: jax.Array,
         mask: jax.Array,
+        segment_ids: jax.Array,
         distances: jax.Array | None,
         slot: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
@@ -255,7 +227,7 @@ class Block(nn.Module):
             mask = mask & (distances < kind.window)
         normed = RMSNorm(config, name="attention_norm")(x)
         update, cache = Attention(config, name="attention")(
-            normed, positions, mask, cache, slot, kind.frequencies
+            normed, positions, mask, segment_ids, cache, slot, kind.frequencies
         )
         x = constrain(x + branch("attention", update), *STREAM)
         normed = RMSNorm(config, name="feed_forward_norm")(x)
@@ -359,7 +331,8 @@ class Transformer(nn.Module):
         x = constrain(x, *STREAM)
 
         slot = None if cache is None else cache.length
-        x, keys_values = self._layers(x, cache, positions, mask, distances, slot)
+        shared = positions, mask, segment_ids, distances if any(config.windows) else None, slot
+        x, keys_values = self._layers(x, cache, shared)
         if cache is not None:
             cache = KVCache(*keys_values, *keys, cache.length + length)
         kept = length if num_scored is None else num_scored
@@ -379,23 +352,20 @@ class Transformer(nn.Module):
         return soft_cap(strategies.score(*heads, x), config.final_softcap), cache
 
     def _layers(
-        self,
-        x: jax.Array,
-        cache: KVCache | None,
-        positions: jax.Array,
-        mask: jax.Array,
-        distances: jax.Array,
-        slot: jax.Array | None,
+        self, x: jax.Array, cache: KVCache | None, shared: tuple
     ) -> tuple[jax.Array, tuple[Any, Any]]:
-        """Run all blocks; returns `[B, T, D]` and the new (keys, values) of the cache."""
+        """Run all blocks; returns `[B, T, D]` and the new (keys, values) of the cache.
+
+        `shared` is what a block is given from `positions` on.
+        """
         config, block, kinds = self.config, _block_class(self.config), layer_kinds(self.config)
-        shared = positions, mask, distances if any(config.windows) else None, slot
         if config.scan_layers:
+            per_layer = 0 if cache is not None else nn.broadcast
             scan = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0 if cache is not None else nn.broadcast, 0, *[nn.broadcast] * 4),
+                in_axes=(per_layer, 0, *[nn.broadcast] * len(shared)),
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
@@ -427,10 +397,21 @@ def logical_axes(config: ModelConfig) -> Any:
     return nn.get_partition_spec(boxed)
 
 
-def gather_for_sampling(config: ModelConfig, params: Any) -> Any:
-    """The parameters in the layout that sampling reads at every token: the rule of
-    "sampled_embed" in place of that of "embed".
+def params_for_sampling(config: ModelConfig, params: Any) -> Any:
+    """The parameters as sampling reads them at every token: in the compute dtype, and on a mesh in
+    the layout of the rule of "sampled_embed" in place of that of "embed".
+
+    What they compute is the same to the last bit: weights are rounded here, once for all tokens,
+    and not at each. What the model reads in float32 stays so.
     """
+
+    def rounded(path: tuple, x: jax.Array) -> jax.Array:
+        kept = path[-1].key == "scale" or (
+            config.position_encoding == "learned" and path[-1].key.endswith("_embedding")
+        )
+        return x if kept else x.astype(config.dtype)
+
+    params = jax.tree_util.tree_map_with_path(rounded, params)
     if not in_force():
         return params
     renamed = {"embed": "sampled_embed"}

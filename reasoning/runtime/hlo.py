@@ -7,6 +7,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -103,6 +104,18 @@ def _instruction(line: str) -> Instruction | None:
     )
 
 
+def _joined(text: str) -> Iterator[str]:
+    """The lines of HLO text, each instruction in one: kernels describe themselves in several."""
+    held = ""
+    for line in text.splitlines():
+        if held.startswith("  ") and line != "}" and not line.startswith("  "):
+            held += line
+            continue
+        yield held
+        held = line
+    yield held
+
+
 def parse(text: str) -> tuple[dict[str, Computation], str]:
     """The computations of HLO text by name, and the name of the one where it starts.
 
@@ -111,13 +124,13 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     """
     computations: dict[str, Computation] = {}
     entry, current = None, None
-    for line in text.splitlines():
+    for line in _joined(text):
         head = _HEAD.match(line)
         if head:
             current = Computation(head[2], {})
             computations[head[2]] = current
             entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":
             current = None
         elif current is not None:
             instruction = _instruction(line)

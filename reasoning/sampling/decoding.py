@@ -26,7 +26,7 @@ from reasoning.data.formats import TextFormat
 from reasoning.models.cache import grow_cache, repeat_rows, take_rows
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import tag_to_id
-from reasoning.models.transformer import Transformer, gather_for_sampling
+from reasoning.models.transformer import Transformer, params_for_sampling
 from reasoning.sampling.draws import OWN_TAG, ends_at
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import check_lengths, completion_mask, prefill, sample
@@ -228,7 +228,7 @@ def beam_search(
     """
     num_prompts, prompt_length = prompts.shape
     check_lengths(config, prompt_length, max_new_tokens)
-    model, params = Transformer(config), gather_for_sampling(config, params)
+    model, params = Transformer(config), params_for_sampling(config, params)
     logits, cache = prefill(config, params, prompts, prompt_mask)
     logits = jnp.repeat(logits, num_beams, axis=0)
     cache = grow_cache(repeat_rows(cache, num_beams, config), prompt_length + max_new_tokens)

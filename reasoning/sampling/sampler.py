@@ -20,7 +20,7 @@ from reasoning.models.axes import constrain, in_force
 from reasoning.models.cache import KVCache, grow_cache, init_cache, repeat_rows
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
-from reasoning.models.transformer import Transformer, gather_for_sampling
+from reasoning.models.transformer import Transformer, params_for_sampling
 from reasoning.sampling import budgets
 from reasoning.sampling.draws import (
     OWN_TAG,
@@ -139,7 +139,7 @@ def sample(
     """
     num_samples, prompt_length = tags.shape[1], prompts.shape[1]
     check_lengths(config, prompt_length, max_new_tokens)
-    model, params = Transformer(config), gather_for_sampling(config, params)
+    model, params = Transformer(config), params_for_sampling(config, params)
     logits, cache = prefill(config, params, prompts, prompt_mask)
     logits = jnp.repeat(logits, num_samples, axis=0)
     cache = repeat_rows(cache, num_samples, config)

@@ -21,7 +21,7 @@ from reasoning.models.axes import in_force
 from reasoning.models.cache import KVCache, init_cache
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
-from reasoning.models.transformer import Transformer, gather_for_sampling
+from reasoning.models.transformer import Transformer, params_for_sampling
 from reasoning.sampling.draws import draw_tokens, ends_at, open_and_score
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import (
@@ -98,7 +98,7 @@ def sample_in_slots(
         raise ValueError(
             f"num_slots={num_slots}: must be between 1 and the {num_sequences} sequences."
         )
-    model, params = Transformer(config), gather_for_sampling(config, params)
+    model, params = Transformer(config), params_for_sampling(config, params)
     first_logits, read = prefill(config, params, prompts, prompt_mask)
     prompt_lengths = prompt_mask.sum(axis=1)
 

@@ -11,7 +11,12 @@ from jax.sharding import PartitionSpec
 
 from reasoning.models.cache import init_cache
 from reasoning.models.config import PRESETS, ModelConfig, count_parameters, make_config
-from reasoning.models.transformer import Transformer, init_params, logical_axes
+from reasoning.models.transformer import (
+    Transformer,
+    init_params,
+    logical_axes,
+    params_for_sampling,
+)
 
 ROPE = dict(position_encoding="rope", rope_theta=100.0)
 
@@ -204,6 +209,24 @@ def test_remat_recomputes_as_much_as_it_says(config, params, stack_layers, scan)
 
     none, dots, full = map(count_products, ("none", "dots", "full"))
     assert none <= dots < full
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(position_encoding="rope", tied_head=False), dict(norm_offset=True, qkv_bias=True)],
+    ids=str,
+)
+def test_weights_that_are_rounded_once_compute_the_same_to_the_last_bit(
+    config, rough_params, changes
+):
+    narrow = dataclasses.replace(config, dtype="bfloat16", **changes)
+    params = rough_params(narrow)
+    rounded = params_for_sampling(narrow, params)
+    sizes = [x.nbytes for x in jax.tree.leaves(rounded["params"]["layer_0"]["feed_forward"])]
+    assert sum(sizes) == 2 * 3 * config.d_model * config.d_ff
+    tokens = jnp.arange(12).reshape(2, 6)
+    score = jax.jit(lambda params: Transformer(narrow).apply(params, tokens)[0])
+    np.testing.assert_array_equal(score(rounded), score(params))
 
 
 def test_bfloat16_computes_close_to_float32_and_scores_in_float32(config, params, forward):

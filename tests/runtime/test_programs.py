@@ -198,3 +198,22 @@ def test_groups_that_cannot_be_read_are_refused():
 def test_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no HLO module"):
         parse("nothing")
+
+
+KERNEL = """HloModule kernel
+
+ENTRY %main (p: bf16[4,8]) -> bf16[4,8] {
+  %p = bf16[4,8]{1,0} parameter(0)
+  %kernel = bf16[4,8]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", metadata={k={
+"sizes":"{\\"block\\": 512}"
+}}, backend_config={"estimated_cycles":"77"}
+  ROOT %twice = bf16[4,8]{1,0} add(%kernel, %kernel)
+}
+"""
+
+
+def test_an_instruction_may_take_several_lines():
+    computations, entry = parse(KERNEL)
+    assert computations[entry].root.name == "twice"
+    assert list(computations[entry].instructions) == ["p", "kernel", "twice"]
+    assert analyse(KERNEL).cycles == 77

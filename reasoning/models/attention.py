@@ -1,0 +1,168 @@
+"""Attention: the plain form, and the fused kernels of GPUs and TPUs, which write no scores.
+
+Whole rows that attend to themselves (training, scoring) may take a kernel; `attention_kernel` is
+where it is chosen. With a cache it is always the plain form: a step's one query has few scores.
+Shapes: B rows, T tokens, C cache slots, N query heads, K key/value heads, H head_dim.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from reasoning.models.axes import in_force, partition
+from reasoning.models.config import ModelConfig
+
+LANES = 128  # the kernel of TPUs works on tiles of so many numbers
+
+
+def attention_kernel(config: ModelConfig, length: int) -> str:
+    """"plain", "cudnn" or "splash": what rows of `length` tokens attend by.
+
+    Where the config leaves it open: what the default backend has a kernel for, if that can do all
+    that the config asks for.
+    """
+    if config.attention != "auto":
+        return config.attention
+    backend = jax.default_backend()
+    if backend == "tpu" and not any(config.windows) and length >= LANES:
+        return "splash"
+    half = config.dtype == "bfloat16" and config.head_dim % 8 == 0 and config.head_dim <= 128
+    if backend == "gpu" and half and config.attention_softcap is None and length % 64 == 0:
+        return "cudnn"
+    return "plain"
+
+
+def attend_to_self(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    segment_ids: jax.Array,
+    config: ModelConfig,
+) -> jax.Array:
+    """Attention of whole rows, by the kernel that is chosen for them.
+
+    Args:
+      q: `[B, T, N, H]`.
+      k, v: `[B, K, T, H]`.
+      mask: `[B, T, T]`, True where a query may look.
+      segment_ids: `[B, T]` int32, of which the mask follows where no layer has a window.
+
+    Returns:
+      `[B, T, N, H]`.
+    """
+    kernel, scale = attention_kernel(config, q.shape[1]), attention_scale(config)
+    if kernel == "splash":
+        return splash(q, k, v, segment_ids, scale, config.attention_softcap)
+    if kernel == "cudnn":
+        return fused(q, k, v, mask, scale, implementation="cudnn")
+    return attend(q, k, v, mask, scale, config.attention_softcap)
+
+
+def attention_scale(config: ModelConfig) -> float:
+    """Of the products of queries and keys."""
+    return (config.query_scale or config.head_dim) ** -0.5
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """c tanh(x / c): nearly x where it is small, never beyond c (Gemma 2, 2408.00118)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float | None
+) -> jax.Array:
+    """Grouped-query attention, softmax in float32.
+
+    Args:
+      q: `[B, T, N, H]`.
+      k, v: `[B, K, C, H]`; N is a multiple of K.
+      mask: `[B, T, C]`, True where a query may look.
+      scale: of the products of queries and keys.
+      cap: their soft cap.
+
+    Returns:
+      `[B, T, N, H]`.
+    """
+    batch, length, heads, width = q.shape
+    num_kv, slots = k.shape[1:3]
+    # The queries of a group as rows of one matrix, heads before tokens: on a CPU the gradient of
+    # products in any other order of axes takes twice as long.
+    q = q.swapaxes(1, 2).reshape(batch, num_kv, -1, width)
+    scores = jnp.einsum("bkqh,bkch->bkqc", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, num_kv, heads // num_kv, length, slots)
+    scores = jnp.where(mask[:, None, None], soft_cap(scores * scale, cap), -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    read = jnp.einsum("bkqc,bkch->bkqh", weights.reshape(batch, num_kv, -1, slots), v)
+    return read.reshape(batch, heads, length, width).swapaxes(1, 2)
+
+
+def fused(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, implementation: str
+) -> jax.Array:
+    """The same without a soft cap, by jax's own function: on GPUs the kernel of cuDNN.
+
+    Args:
+      implementation: "cudnn" (bfloat16 alone) or "xla".
+    """
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask[:, None], scale=scale, implementation=implementation
+    )
+
+
+def splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    scale: float,
+    cap: float | None,
+) -> jax.Array:
+    """Causal attention within segments by the TPU's kernel; rows and heads are cut over a mesh.
+
+    Heads and rows are padded to whole tiles.
+    """
+    length, width = q.shape[1], q.shape[3]
+    tokens, lanes = -length % LANES, -width % LANES
+
+    def tiles(x: jax.Array) -> jax.Array:
+        """`[B, N, T, H]` with T and H padded."""
+        return jnp.pad(x, ((0, 0), (0, 0), (0, tokens), (0, lanes)))
+
+    q, k, v = tiles((q * scale).swapaxes(1, 2)), tiles(k), tiles(v)
+    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, tokens)))  # behind all others: seen by none
+    kernel = partial(_splash_rows, cap=cap)
+    if in_force():
+        mesh = jax.sharding.get_abstract_mesh().shape
+        axes = ("batch", "heads", None, None), *2 * (("batch", "kv_heads", None, None),)
+        specs = [partition(names, x.shape, mesh) for names, x in zip(axes, (q, k, v), strict=True)]
+        rows = partition(("batch", None), segment_ids.shape, mesh)
+        # What a kernel does cannot be seen from outside: no check of what varies over the mesh.
+        kernel = jax.shard_map(
+            kernel, in_specs=(*specs, rows), out_specs=specs[0], check_vma=False
+        )
+    return kernel(q, k, v, segment_ids)[:, :, :length, :width].swapaxes(1, 2)
+
+
+def _splash_rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, cap: float | None
+) -> jax.Array:
+    """The kernel on the rows and heads of one device: `[B, N, T, H]`, whole tiles."""
+    from jax.experimental.pallas.ops.tpu import splash_attention  # only where it is used: slow
+
+    heads, length = q.shape[1:3]
+    block = max(size for size in (128, 256, 512) if length % size == 0)
+    sizes = splash_attention.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
+        block_kv_dq=block,
+    )
+    mask = splash_attention.MultiHeadMask(
+        [splash_attention.CausalMask((length, length)) for _ in range(heads)]
+    )
+    kernel = splash_attention.make_splash_mha_single_device(
+        mask, block_sizes=sizes, attn_logits_soft_cap=cap
+    )
+    ids = splash_attention.SegmentIds(q=segment_ids, kv=segment_ids)
+    return jax.vmap(kernel)(q, k, v, ids)
