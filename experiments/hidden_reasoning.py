@@ -364,10 +364,11 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def cell(entry: Mapping[str, Any] | None) -> str:
-    """`62.4 ±2.1`, in percent; nothing where there is no figure."""
+    """`62.4 ±2.1`, in percent, to the further end; nothing where there is no figure."""
     if entry is None:
         return ""
-    return f"{100 * entry['value']:.1f} ±{50 * (entry['high'] - entry['low']):.1f}"
+    further = max(entry["high"] - entry["value"], entry["value"] - entry["low"])
+    return f"{100 * entry['value']:.1f} ±{100 * further:.1f}"
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -222,7 +222,7 @@ def collect(
     if not any(kept):
         launch.refuse(
             f"pretrain.steps: no sample of {len(kept)} problems is right in round {n} of seed "
-            f"{seed}; train the base policy longer."
+            f"{seed}; train the base policy longer, in another workdir."
         )
     return None, {"kept": kept, **figures}
 

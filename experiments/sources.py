@@ -94,6 +94,11 @@ def _own_tokenizer(config: ml_collections.ConfigDict, problems: Problems) -> Tok
 
 def _tokenizer_of(policy: Path) -> Tokenizer:
     """What a policy has learned to read, from the directory of its run."""
+    if not policy.is_dir():
+        raise ValueError(
+            f"model.policy={policy}: no such directory; name one that a run has written, as "
+            "RUN/policies/PHASE."
+        )
     for folder in policy.absolute().parents:
         if (folder / TOKENIZER).is_file():
             return Tokenizer.load(folder / TOKENIZER)

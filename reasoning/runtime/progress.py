@@ -34,20 +34,24 @@ class Progress:
     def advance(self, tokens: float = 0.0, **shown: float) -> None:
         """One more step, of so many tokens if it counts any; `shown` are figures worth a look."""
         self._done += 1
-        self._tokens += tokens
         now = time.monotonic()
-        rate = self._tokens / max(now - self._started, 1e-9)
+        first = self._done == self.done + 1
+        if first:  # it compiled, which says nothing of the others
+            self._started = now
+        else:
+            self._tokens += tokens
         figures = {name: f"{value:.3f}" for name, value in shown.items()}
         if self._tokens:
-            figures["tokens/s"] = f"{rate:,.0f}"
+            figures["tokens/s"] = f"{self._tokens / max(now - self._started, 1e-9):,.0f}"
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update()
         if self._bar.disable and (now - self._spoke > self.every or self._done == self.total):
             self._spoke = now
-            pace = (now - self._started) / (self._done - self.done)
-            left = pace * (self.total - self._done)
-            told = "  ".join(f"{name} {value}" for name, value in figures.items())
-            print(f"{self.label}  {self._done}/{self.total}  {told}  {left:.0f} s left", flush=True)
+            told = [f"{name} {value}" for name, value in figures.items()]
+            if not first:
+                pace = (now - self._started) / (self._done - self.done - 1)
+                told.append(f"{pace * (self.total - self._done):.0f} s left")
+            print("  ".join((f"{self.label}  {self._done}/{self.total}", *told)), flush=True)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

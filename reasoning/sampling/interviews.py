@@ -120,13 +120,17 @@ class Interview:
           about: the number of the question that each prompt is about; None: all, in order.
 
         Raises:
-          ValueError: `complete` gave another number of completions than was asked for.
+          ValueError: `complete` gave other than `num_samples` completions of each prompt.
         """
         said = self._complete(
             prompts, call=self._num_calls, num_samples=num_samples, max_new_tokens=max_new_tokens,
             temperature=temperature, stop=stop,
         )
         self._num_calls += 1
+        if any(isinstance(texts, str) for texts in said):
+            raise ValueError(
+                "complete: gave a text for each prompt; it must give a list of num_samples texts."
+            )
         given = [len(texts) for texts in said]
         if given != [num_samples] * len(prompts):
             raise ValueError(

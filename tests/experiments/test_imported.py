@@ -202,6 +202,9 @@ def test_a_policy_keeps_the_tokenizer_that_it_has_learned(config, tmp_path):
     config.model.policy = str(tmp_path / "run" / "policies" / "seed0" / "matched")
     assert sft.set_up(config, ("matched",)).text_format.tokenizer == before
     config.model.policy = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere: no such directory"):
+        sft.set_up(config, ("matched",))
+    (tmp_path / "nowhere").mkdir()
     with pytest.raises(ValueError, match="has no tokenizer"):
         sft.set_up(config, ("matched",))
 

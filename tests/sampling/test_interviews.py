@@ -33,6 +33,13 @@ def test_nothing_to_ask_is_refused():
         Interview(Script([]), 0)
 
 
+def test_a_completer_that_gives_texts_for_lists_is_refused():
+    with pytest.raises(ValueError, match=r"^complete: gave a text for each prompt"):
+        Interview(lambda prompts, **_: ["6"] * len(prompts), 2).ask(
+            "answer", ["a", "b"], max_new_tokens=5, temperature=0.0
+        )
+
+
 @pytest.mark.parametrize("said", [[], [["a"]], [["a"], ["b", "c"]], [["a"], ["b"], ["c"]]])
 def test_a_completer_that_gives_another_number_is_refused(said):
     with pytest.raises(ValueError, match=r"^complete: gave .* completions of 2 prompts; it must"):
