@@ -5,6 +5,7 @@
 
 sampler, sft, rl: on the work that peers are timed on; sft by one part of the batch at a time, of
     several. `share_of_peak`, of the first two, is that of the machine's float32 matrix products.
+decode: one sequence, with the share of the machine's memory bandwidth (`--size=350m`).
 set_loss: matched tags beside plain fine-tuning on the same traces.
 program: many steps of GRPO on group words as one program, for one seed and for 8 at once; the 8 are
     cut over the devices, so that with --jax_num_cpu_devices=2 each core of two has four of them.
@@ -39,11 +40,13 @@ from experiments.rl import rl_config, rl_optimizer, rl_problems, start_seeds
 from experiments.rl_steps import devices_for, one_program
 from experiments.sft import Setup, set_up
 from experiments.step_benchmarks import (
+    WORK,
+    measure_decode,
     measure_rl,
     measure_sampler,
     measure_set_loss,
     measure_sft,
-    step_config,
+    model_config,
     trace_batch,
 )
 from experiments.timing import Program, Row, report, run_in_turn
@@ -51,7 +54,7 @@ from reasoning.learning.rl_state import PolicyState
 from reasoning.learning.rl_updates import make_rl_step
 from reasoning.learning.rollouts import Metrics
 from reasoning.learning.updates import init_state, sft_update
-from reasoning.models.config import ModelConfig, count_parameters
+from reasoning.models.config import count_parameters
 from reasoning.models.transformer import init_params
 from reasoning.rewards.answers import compare, extract
 from reasoning.rewards.device import device_reward
@@ -59,7 +62,6 @@ from reasoning.rewards.symbolic import SymbolicPool
 from reasoning.runtime.checkpoints import Checkpoints
 
 NUM_SEEDS = 8
-SIZES = ["peer", "tiny"]
 
 
 def program_setup(size: str) -> tuple[Setup, ml_collections.ConfigDict]:
@@ -147,20 +149,10 @@ def measure_program(size: str, repeats: int) -> Iterator[Row]:
         )
 
 
-def checkpoint_model(size: str) -> ModelConfig:
-    """A model of 350 million parameters, or a tiny one."""
-    if size == "tiny":
-        return step_config("tiny").model
-    return ModelConfig(
-        vocab_size=32_000, num_strategies=8, d_model=1024, num_layers=24, num_heads=16,
-        num_kv_heads=16, head_dim=64, d_ff=2816, max_length=256, position_encoding="rope",
-        scan_layers=True, remat="full",
-    )
-
-
 def measure_checkpoint(size: str, repeats: int) -> Iterator[Row]:
     """Steps of AdamW, one lap each, with a save after every other one; then a restore."""
-    model = checkpoint_model(size)
+    # Of 350 million parameters, or a tiny one.
+    model = model_config("350m" if size == "peer" else size, 256 if size == "peer" else 12)
     optimizer = optax.adamw(1e-4)
     rows, length = 4, model.max_length
     batch = trace_batch(model, problems=rows, traces=1, prompt=4)
@@ -249,6 +241,7 @@ def judge_row(
 
 MEASUREMENTS: dict[str, Callable[[str, int], Iterator[Row]]] = {
     "sampler": measure_sampler,
+    "decode": measure_decode,
     "sft": measure_sft,
     "set_loss": measure_set_loss,
     "rl": measure_rl,
@@ -258,7 +251,7 @@ MEASUREMENTS: dict[str, Callable[[str, int], Iterator[Row]]] = {
 }
 
 _ONLY = flags.DEFINE_list("only", list(MEASUREMENTS), f"Some of {', '.join(MEASUREMENTS)}.")
-_SIZE = flags.DEFINE_enum("size", "peer", SIZES, "What peers are timed on, or a test.")
+_SIZE = flags.DEFINE_enum("size", "peer", list(WORK), "peer: what peers are timed on.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Laps after the first call.", lower_bound=1)
 
 

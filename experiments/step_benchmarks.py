@@ -1,9 +1,10 @@
-"""Timed steps: sampling, fine-tuning, the set loss, and reinforcement learning.
+"""Timed steps: sampling, decoding, fine-tuning, the set loss, and reinforcement learning.
 
-`peer` is the work of shared/bench/tunix_bench.py: a decoder of 4 layers of width 256, random
-weights, float32.
+Decoders with random weights, in float32 on CPUs and bfloat16 elsewhere. `peer` is the work that
+peers are timed on: 4 layers of width 256.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -30,20 +31,61 @@ from reasoning.sampling.sampler import Samples, sample, sequence_keys
 from reasoning.sampling.slots import sample_in_slots
 
 
-def model_config(size: str, max_length: int, num_strategies: int = 1) -> ModelConfig:
-    """The decoder that is timed, with the one tag that a peer lacks, or with more."""
-    shape = {
-        "peer": dict(
-            vocab_size=512, d_model=256, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=64,
-            d_ff=1024,
-        ),
-        "tiny": dict(
-            vocab_size=32, d_model=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, d_ff=8,
-        ),
-    }[size]
-    return ModelConfig(
-        **shape, max_length=max_length, num_strategies=num_strategies, position_encoding="rope"
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is timed at a size.
+
+    Attributes:
+      model: fields of the decoder.
+      rows, prompt, new_tokens: of sampling.
+      train_rows, train_length: of fine-tuning.
+      problems, trace: of the set loss, whose prompts are as long as its traces.
+      rl: prompts, samples of each, and tokens of a completion.
+    """
+
+    model: dict[str, Any]
+    rows: int
+    prompt: int
+    new_tokens: int
+    train_rows: int
+    train_length: int
+    problems: int
+    trace: int
+    rl: tuple[int, int, int]
+
+
+def _shape(vocab: int, width: int, layers: int, heads: int, d_ff: int, **more: Any) -> dict:
+    head_dim = max(width // heads, 2)
+    return dict(
+        vocab_size=vocab, d_model=width, num_layers=layers, num_heads=heads, num_kv_heads=heads,
+        head_dim=head_dim, d_ff=d_ff, **more,
     )
+
+
+LARGE = dict(scan_layers=True, remat="full")
+WORK = {
+    "peer": Work(_shape(512, 256, 4, 4, 1024), 64, 32, 128, 32, 256, 8, 128, (8, 8, 64)),
+    "tiny": Work(_shape(32, 8, 1, 1, 8), 4, 4, 8, 4, 12, 2, 8, (2, 2, 8)),
+    "small": Work(_shape(64, 64, 3, 2, 192), 256, 16, 96, 32, 112, 32, 56, (32, 8, 96)),
+    "wide": Work(_shape(512, 1024, 4, 16, 2816), 32, 32, 64, 8, 256, 2, 128, (2, 4, 64)),
+    "350m": Work(
+        _shape(32_000, 1024, 24, 16, 2816, **LARGE), 8, 32, 32, 4, 256, 1, 128, (1, 8, 32)
+    ),
+    "1b": Work(
+        _shape(32_000, 2048, 20, 16, 5632, **LARGE), 8, 32, 32, 4, 256, 1, 128, (1, 8, 32)
+    ),
+}
+
+
+def model_config(
+    size: str, max_length: int, num_strategies: int = 1, **changes: Any
+) -> ModelConfig:
+    """The decoder that is timed, with the one tag that a peer lacks, or with more."""
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    fields = dict(
+        max_length=max_length, num_strategies=num_strategies, position_encoding="rope", dtype=dtype
+    )
+    return ModelConfig(**(WORK[size].model | fields | changes))
 
 
 def token_flops(config: ModelConfig, context: float) -> float:
@@ -63,7 +105,8 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
     as others. The second program has a row for each of them, 64 at a time; in the third, 64 rows go
     on with the next sequence when theirs ends. `tokens_per_s` counts what was written up to <eos>.
     """
-    rows, prompt, new = (64, 32, 128) if size == "peer" else (4, 4, 8)
+    work = WORK[size]
+    rows, prompt, new = work.rows, work.prompt, work.new_tokens
     config = model_config(size, prompt + new)
     stops = tuple(range(3, 3 + max(config.vocab_size // 39, 1)))
     # Near enough to uniform for the lengths to be those of chance.
@@ -98,7 +141,36 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
     for kind, timed, of_program in zip(kinds, programs, laps, strict=True):
         tokens = int(timed.result.mask.sum())
         flops = token_flops(config, prompt + tokens / timed.result.mask[..., 0].size / 2)
-        yield report("sampler", size, tokens, of_program, kind=kind, flops_per_token=flops)
+        yield report(
+            "sampler", size, tokens, of_program, kind=kind, flops_per_token=flops,
+            dtype=config.dtype, peak_bytes=timed.peak_bytes,
+        )
+
+
+def measure_decode(size: str, repeats: int) -> Iterator[Row]:
+    """One sequence, token by token: every step reads all the weights, and the cache so far."""
+    work = WORK[size]
+    # In turn: a scan over stacked layers copies each layer's weights before it reads them.
+    config = model_config(size, work.prompt + work.new_tokens, scan_layers=False)
+    params, ids = init_params(config, jax.random.key(0)), letters(1, work.prompt)
+    draw = partial(
+        sample, config=config, max_new_tokens=work.new_tokens, stop_ids=(config.output_size,),
+        pad_id=0,
+    )
+    program = Program(
+        jax.jit(lambda params, *inputs: draw(params, *inputs, Filters())),
+        params, ids, jnp.ones_like(ids), jnp.zeros((1, 1), jnp.int32),
+        sequence_keys(jax.random.key(1), jnp.arange(1), 1),
+    )
+    (laps,) = run_in_turn([program], repeats)
+    width = jnp.dtype(config.dtype).itemsize
+    read = work.prompt + work.new_tokens / 2
+    cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * read
+    weights = sum(x.size for x in jax.tree.leaves(params))
+    yield report(
+        "decode", size, work.new_tokens, laps, bytes_per_token=width * (weights + cache),
+        parameters=weights, peak_bytes=program.peak_bytes,
+    )
 
 
 def trace_batch(config: ModelConfig, problems: int, traces: int, prompt: int) -> TraceBatch:
@@ -118,7 +190,7 @@ def trace_batch(config: ModelConfig, problems: int, traces: int, prompt: int) ->
 
 def measure_sft(size: str, repeats: int) -> Iterator[Row]:
     """A step of supervised fine-tuning by AdamW: 32 rows of 256 tokens, every one a label."""
-    rows, length = (32, 256) if size == "peer" else (4, 12)
+    rows, length = WORK[size].train_rows, WORK[size].train_length
     config, optimizer = model_config(size, length), optax.adamw(1e-3)
     batch = trace_batch(config, rows, 1, prompt=1)
     state = init_state(init_params(config, jax.random.key(0)), optimizer)
@@ -130,12 +202,14 @@ def measure_sft(size: str, repeats: int) -> Iterator[Row]:
         )
         return Program(jax.jit(update, donate_argnums=0), state, batch, tags)
 
-    counts = (1, 4, 8, 16, 32) if size == "peer" else (1, 2)
-    laps = run_in_turn([program(count) for count in counts], repeats)
+    counts = [count for count in (1, 2, 4, 8, 16) if count < rows]
+    programs = [program(count) for count in counts]
+    laps = run_in_turn(programs, repeats)
     flops = 3 * token_flops(config, length / 2)
-    for count, of_program in zip(counts, laps, strict=True):
+    for count, timed, of_program in zip(counts, programs, laps, strict=True):
         yield report(
-            "sft", size, rows * length, of_program, flops_per_token=flops, microbatches=count
+            "sft", size, rows * length, of_program, flops_per_token=flops, microbatches=count,
+            dtype=config.dtype, peak_bytes=timed.peak_bytes,
         )
 
 
@@ -144,7 +218,8 @@ def measure_set_loss(size: str, repeats: int) -> Iterator[Row]:
 
     `match_share` is how much of a trace the matching reads; prompts are as long as traces.
     """
-    problems, prompt, trace = (8, 128, 128) if size == "peer" else (2, 4, 8)
+    problems, trace = WORK[size].problems, WORK[size].trace
+    prompt = trace
     config = model_config(size, prompt + 1 + trace, num_strategies=6)
     batch, optimizer = trace_batch(config, problems, 4, prompt), optax.adamw(1e-3)
     state = init_state(init_params(config, jax.random.key(0)), optimizer)
@@ -185,9 +260,9 @@ def grpo_config(model: ModelConfig, prompts: int, samples: int, new_tokens: int)
 
 def step_config(size: str) -> RLConfig:
     """What `rl` times."""
-    if size == "tiny":
-        return grpo_config(model_config(size, 12), prompts=2, samples=2, new_tokens=8)
-    return grpo_config(model_config(size, 96), prompts=8, samples=8, new_tokens=64)
+    prompts, samples, new_tokens = WORK[size].rl
+    config = model_config(size, WORK[size].prompt + new_tokens)
+    return grpo_config(config, prompts, samples, new_tokens)
 
 
 def letter_share(prompts: jax.Array, completions: Completions, metadata: Any) -> Verdicts:
@@ -214,4 +289,4 @@ def measure_rl(size: str, repeats: int) -> Iterator[Row]:
     drawn = int(program.result[1]["num_tokens"])
     if drawn != tokens:
         raise RuntimeError(f"rl: {drawn} tokens were drawn, not the {tokens} of the comparison.")
-    yield report("rl", size, tokens, laps)
+    yield report("rl", size, tokens, laps, peak_bytes=program.peak_bytes)

@@ -42,6 +42,13 @@ class Program:
         self.result = jax.block_until_ready(self.compiled(state, *self.inputs))
         return time.perf_counter() - started
 
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of a call on one device: what it is given, returns and holds in between."""
+        memory = self.compiled.memory_analysis()
+        held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        return held + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+
     def host_callbacks(self) -> int:
         """How often the compiled program turns to the host."""
         return len(_HOST_CALLBACKS.findall(self.compiled.as_text()))
@@ -58,17 +65,23 @@ def report(
     tokens: float,
     laps: Sequence[float],
     flops_per_token: float | None = None,
+    bytes_per_token: float | None = None,
+    dtype: str = "float32",
     **more: Any,
 ) -> Row:
     """One measurement: `tokens` in a lap, `laps` with the first call.
 
-    Where it is known what a token costs, `share_of_peak` is how much of `matmul_peak` is reached.
+    Where it is known what a token costs, `share_of_peak` is how much is reached of `matmul_peak`
+    in `dtype`, and `share_of_bandwidth` of `memory_bandwidth`.
     """
     first, *later = laps
     median = statistics.median(later)
     if flops_per_token is not None:
-        share = flops_per_token * tokens / median / matmul_peak()
+        share = flops_per_token * tokens / median / matmul_peak(dtype=dtype)
         more["share_of_peak"] = round(share, 6)
+    if bytes_per_token is not None:
+        share = bytes_per_token * tokens / median / memory_bandwidth()
+        more["share_of_bandwidth"] = round(share, 6)
     return {
         "what": what,
         "size": size,
@@ -84,13 +97,28 @@ def report(
 
 
 @functools.cache
-def matmul_peak(size: int = 2048) -> float:
-    """FLOP/s of the best of several products of two float32 matrices of this size."""
-    left = jax.random.normal(jax.random.key(0), (size, size))
-    multiply = jax.jit(jnp.matmul)
+def matmul_peak(size: int = 2048, dtype: str = "float32") -> float:
+    """FLOP/s of the best of several products of two matrices of this size."""
+    left = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+    return 2 * size**3 / _best(jax.jit(jnp.matmul), left, left)
+
+
+@functools.cache
+def memory_bandwidth(num_bytes: int = 2**29) -> float:
+    """Bytes/s at best of a product of a matrix, too large for any cache, and a vector.
+
+    It is what decoding one sequence does, without all else: every weight is read once.
+    """
+    columns = 4096
+    matrix = jnp.ones((num_bytes // 4 // columns, columns))
+    return matrix.nbytes / _best(jax.jit(jnp.matmul), matrix, jnp.ones(columns))
+
+
+def _best(function: jax.stages.Wrapped, *arguments: jax.Array) -> float:
+    """Seconds of the best of several calls after the first."""
     laps = []
-    for _ in range(5):
+    for _ in range(6):
         started = time.perf_counter()
-        jax.block_until_ready(multiply(left, left))
+        jax.block_until_ready(function(*arguments))
         laps.append(time.perf_counter() - started)
-    return 2 * size**3 / min(laps[1:])
+    return min(laps[1:])

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, step_benchmarks
+from experiments import benchmark, step_benchmarks, timing
+from reasoning.models.config import count_parameters
 from reasoning.rewards.answers import compare, extract
 
 FIELDS = {"what", "size", "tokens", "tokens_per_s", "median_s", "laps", "first_s", "jax", "load1"}
@@ -30,6 +31,21 @@ def check(row: dict, what: str) -> None:
 def test_a_step_is_timed_on_all_its_tokens():
     (row,) = rows("rl")
     check(row, "rl")
+    assert row["peak_bytes"] > 0
+
+
+def test_decoding_is_held_against_the_memorys_bandwidth(monkeypatch):
+    monkeypatch.setattr(timing, "memory_bandwidth", lambda: 1e9)
+    (row,) = rows("decode")
+    check(row, "decode")
+    width = 4 * (row["parameters"] + 2 * 8 * 8)  # and the cache of 8 tokens, half-way
+    assert row["share_of_bandwidth"] == pytest.approx(width * row["tokens_per_s"] / 1e9, rel=0.01)
+
+
+@pytest.mark.parametrize(("size", "millions"), [("350m", 341), ("1b", 1093)])
+def test_sizes_are_what_they_are_called(size, millions):
+    config = step_benchmarks.model_config(size, 64)
+    assert count_parameters(config) == pytest.approx(millions * 1e6, rel=0.01)
 
 
 @pytest.mark.parametrize("what", ["sampler", "sft", "set_loss"])
@@ -120,7 +136,7 @@ def test_a_program_of_many_steps_is_the_steps_to_the_last_bit():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--only=rl,chess"], "only='chess': must be some of sampler, sft, set_loss, rl, "),
+        (["--only=rl,chess"], "only='chess': must be some of sampler, decode, sft, set_loss, "),
         (["rl"], "'rl': no such argument"),
     ],
 )
