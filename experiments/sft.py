@@ -38,12 +38,7 @@ from reasoning.learning.updates import TrainState, init_state, sft_update
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import spread_strategies
 from reasoning.rewards.host import HostFunction
-from reasoning.runtime.meshes import (
-    MeshShape,
-    check_mesh,
-    make_mesh,
-    shard_rows,
-)
+from reasoning.runtime.meshes import MeshShape, check_mesh, make_mesh, shard_rows
 from reasoning.runtime.progress import Progress
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters

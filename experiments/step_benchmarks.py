@@ -55,10 +55,9 @@ class Work:
 
 
 def _shape(vocab: int, width: int, layers: int, heads: int, d_ff: int, **more: Any) -> dict:
-    head_dim = max(width // heads, 2)
     return dict(
         vocab_size=vocab, d_model=width, num_layers=layers, num_heads=heads, num_kv_heads=heads,
-        head_dim=head_dim, d_ff=d_ff, **more,
+        head_dim=width // heads, d_ff=d_ff, **more,
     )
 
 
@@ -99,11 +98,12 @@ def letters(num_prompts: int, length: int) -> np.ndarray:
 
 
 def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
-    """64 completions of 128 tokens each; and 256 whose lengths differ, 40 tokens on average.
+    """As many completions as rows, all of the same length; and four times as many that differ.
 
-    Those end at any of 13 of the 513 ids, which a policy with random weights draws about as often
-    as others. The second program has a row for each of them, 64 at a time; in the third, 64 rows go
-    on with the next sequence when theirs ends. `tokens_per_s` counts what was written up to <eos>.
+    Those end at any of 1 in 39 ids, which a policy with random weights draws about as often as
+    others: after 40 tokens on average. The second program has a row for each of them, so many at a
+    time; in the third, the rows go on with the next sequence when theirs ends. `tokens_per_s`
+    counts what was written up to <eos>.
     """
     work = WORK[size]
     rows, prompt, new = work.rows, work.prompt, work.new_tokens
@@ -150,7 +150,7 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
 def measure_decode(size: str, repeats: int) -> Iterator[Row]:
     """One sequence, token by token: every step reads all the weights, and the cache so far."""
     work = WORK[size]
-    # In turn: a scan over stacked layers copies each layer's weights before it reads them.
+    # Not scanned over stacked layers, whose weights and cache are slices there.
     config = model_config(size, work.prompt + work.new_tokens, scan_layers=False)
     params, ids = init_params(config, jax.random.key(0)), letters(1, work.prompt)
     draw = partial(
@@ -189,7 +189,7 @@ def trace_batch(config: ModelConfig, problems: int, traces: int, prompt: int) ->
 
 
 def measure_sft(size: str, repeats: int) -> Iterator[Row]:
-    """A step of supervised fine-tuning by AdamW: 32 rows of 256 tokens, every one a label."""
+    """A step of supervised fine-tuning by AdamW on whole rows, every token a label."""
     rows, length = WORK[size].train_rows, WORK[size].train_length
     config, optimizer = model_config(size, length), optax.adamw(1e-3)
     batch = trace_batch(config, rows, 1, prompt=1)
@@ -246,8 +246,10 @@ def measure_set_loss(size: str, repeats: int) -> Iterator[Row]:
         yield {**row, "times_plain": round(row["median_s"] / plain["median_s"], 3)}
 
 
-def grpo_config(model: ModelConfig, prompts: int, samples: int, new_tokens: int) -> RLConfig:
-    """One update of `prompts * samples` completions that all have `new_tokens` tokens."""
+def step_config(size: str) -> RLConfig:
+    """What `rl` times: one update of completions that all have the same number of tokens."""
+    prompts, samples, new_tokens = WORK[size].rl
+    model = model_config(size, WORK[size].prompt + new_tokens)
     return RLConfig(
         model=model,
         algorithm=make_algorithm("grpo", kl_coef=0.04),
@@ -256,13 +258,6 @@ def grpo_config(model: ModelConfig, prompts: int, samples: int, new_tokens: int)
         pad_id=0,
         num_prompts=prompts,
     )
-
-
-def step_config(size: str) -> RLConfig:
-    """What `rl` times."""
-    prompts, samples, new_tokens = WORK[size].rl
-    config = model_config(size, WORK[size].prompt + new_tokens)
-    return grpo_config(config, prompts, samples, new_tokens)
 
 
 def letter_share(prompts: jax.Array, completions: Completions, metadata: Any) -> Verdicts:

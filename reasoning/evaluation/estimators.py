@@ -24,6 +24,7 @@ from reasoning.sampling.voting import Rule, vote
 
 _RESAMPLED_AT_ONCE = 2**18  # numbers that the bootstrap holds, against a loop in Python
 
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """A value and its confidence interval.
