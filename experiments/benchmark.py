@@ -263,6 +263,7 @@ def main(argv: Sequence[str]) -> None:
         if name not in MEASUREMENTS:
             launch.refuse(f"only={name!r}: must be some of {', '.join(MEASUREMENTS)}.")
     logging.set_verbosity(logging.WARNING)  # no word on schedules without warm-up
+    launch.keep_memory()
     for name in _ONLY.value:
         for row in MEASUREMENTS[name](_SIZE.value, _REPEATS.value):
             print(json.dumps(row), flush=True)

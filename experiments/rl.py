@@ -103,7 +103,7 @@ def rl_config(
             max_new_tokens=setup.model.max_length - setup.prompt_length,
             tags="stratified" if algorithm.positions == "fork_exact" else "own",
             early_exit=early_exit,
-            num_slots=settings.num_slots,
+            num_slots=settings.num_slots if early_exit else None,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
@@ -430,12 +430,6 @@ def check_rl(setup: Setup, config: ml_collections.ConfigDict, section: str) -> N
     critic = rl_config(setup, settings).algorithm.critic
     optimizer_config(settings)
     check_trained(config, section, setup.model)
-    together = seeds_side_by_side(config.seeds) and on_device
-    if settings.num_slots is not None and (mesh_shape(config).devices > 1 or together):
-        raise ValueError(
-            f"{section}.num_slots={settings.num_slots}: on a mesh, and where seeds are vmapped, "
-            "every sample has a row of its own; leave it out."
-        )
     if critic and settings.trained != "all":
         raise ValueError(
             f"{section}.trained={settings.trained!r}: the value model of "

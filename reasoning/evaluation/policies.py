@@ -9,6 +9,7 @@ Axes: P problems, R samples of each (tag-major: all samples of tag 0 first), S s
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from reasoning.evaluation.estimators import (
     mean_estimate,
     pass_curve,
 )
+from reasoning.models.axes import in_force
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
 from reasoning.rewards.host import HostFunction
@@ -32,6 +34,10 @@ from reasoning.sampling.allocation import interleave
 from reasoning.sampling.budgets import Budget
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import pad_prompts, sample, sequence_keys
+from reasoning.sampling.slots import sample_in_slots
+
+# Rows that are sampled at a time; on two CPU cores twice as fast as 1024 with 45 tokens of 98.
+CPU_ROWS, ROWS = 128, 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +166,11 @@ def sample_problems(
 
     def draw(ids: np.ndarray, mask: np.ndarray, index: np.ndarray) -> tuple[jax.Array, ...]:
         rows = len(index)
-        samples = sample(
+        most = CPU_ROWS if jax.default_backend() == "cpu" else ROWS
+        how = partial(sample_in_slots, num_slots=min(most, rows * len(tags)))
+        if budget is not None or in_force():
+            how = partial(sample, budget=jax.tree.map(lambda n: jnp.tile(n, (rows, 1)), budget))
+        samples = how(
             policy.params,
             ids,
             mask,
@@ -171,7 +181,6 @@ def sample_problems(
             max_new_tokens=policy.max_new_tokens,
             stop_ids=policy.text_format.stop_ids,
             pad_id=policy.text_format.pad_id,
-            budget=jax.tree.map(lambda counts: jnp.tile(counts, (rows, 1)), budget),
         )
         shape = rows, len(tags), policy.max_new_tokens
         return tuple(x.reshape(shape) for x in (samples.tokens, samples.mask, samples.log_probs))

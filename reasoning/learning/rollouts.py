@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from reasoning.learning.algorithms import Penalty
 from reasoning.learning.losses import masked_mean
+from reasoning.models.axes import in_force
 from reasoning.models.config import ModelConfig
 from reasoning.rewards import shaping
 from reasoning.rewards.verdicts import (
@@ -190,7 +191,7 @@ def draw(
 ) -> Samples:
     """G samples of each prompt, `[P * G, ...]`."""
     num_prompts, slots = prompts.ids.shape[0], rollout.num_slots
-    if slots is not None and slots < num_prompts * rollout.num_samples:
+    if slots is not None and slots < num_prompts * rollout.num_samples and not in_force():
         how = partial(sample_in_slots, num_slots=slots)
     else:
         how = partial(sample, early_exit=rollout.early_exit)

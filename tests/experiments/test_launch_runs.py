@@ -1,6 +1,8 @@
 """A launcher's run directory from outside: stopped, finished, extended, damaged, refused."""
 
 import json
+import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -106,3 +108,26 @@ def test_another_machine_is_refused(tmp_path):
     refused(launch(tmp_path / "run", "--config.mesh.fsdp=2"), "2 places for 1 devices")
     refused(launch("gs://bucket/run"), "a run needs a file system")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what glibc keeps")
+def test_freed_memory_stays_with_the_process():
+    script = """
+import resource
+import numpy as np
+from experiments import launch
+
+def pages_taken():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = [pages_taken() for _ in range(3)][-1]
+launch.keep_memory()
+print(given_back, [pages_taken() for _ in range(3)][-1])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "JAX_PLATFORMS": "cpu",
+                               "GLIBC_TUNABLES": "", "NUMPY_MADVISE_HUGEPAGE": "0"}, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 1000 and kept < 100
