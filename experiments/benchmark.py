@@ -7,11 +7,14 @@ sampler, sft, rl: on the work that peers are timed on; sft by one part of the ba
     several. `share_of_peak`, of the first two, is that of the machine's float32 matrix products.
 decode: one sequence, with the share of the machine's memory bandwidth (`--size=350m`).
 set_loss: matched tags beside plain fine-tuning on the same traces.
+growth: how the time of a step grows with its rows, lengths, samples and strategies; with
+    --plot=FILE.png, drawn.
 program: many steps of GRPO on group words as one program, for one seed and for 8 at once; the 8 are
     cut over the devices, so that with --jax_num_cpu_devices=2 each core of two has four of them.
 
 checkpoint: what saving costs the loop of supervised fine-tuning, and restoring.
 
+data: countdown's problems written with their traces; their batches, padded and packed.
 judge: answers per second on one core, by exact comparison (texts like those of GSM8K) and by
     algebra, which needs `pip install '.[math]'`.
 
@@ -25,6 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,7 +39,9 @@ import optax
 from absl import app, flags, logging
 
 from experiments import launch
-from experiments.configs import group_words
+from experiments.batches import plan_batches
+from experiments.configs import countdown, group_words
+from experiments.growth import measure_growth, plot_growth
 from experiments.rl import rl_config, rl_optimizer, rl_problems, start_seeds
 from experiments.rl_steps import devices_for, one_program
 from experiments.sft import Setup, set_up
@@ -50,6 +56,7 @@ from experiments.step_benchmarks import (
     trace_batch,
 )
 from experiments.timing import Program, Row, report, run_in_turn
+from reasoning.data.pipelines import strategy_examples
 from reasoning.learning.rl_state import PolicyState
 from reasoning.learning.rl_updates import make_rl_step
 from reasoning.learning.rollouts import Metrics
@@ -189,6 +196,31 @@ def measure_checkpoint(size: str, repeats: int) -> Iterator[Row]:
     )
 
 
+def measure_data(size: str, repeats: int) -> Iterator[Row]:
+    """Problems written with all their traces, as ids; then batches, padded to buckets or packed."""
+    config = countdown.get_config()
+    config.evaluation.problems = config.evaluation.validation_problems = 8
+    config.finetune.steps = 20 if size == "tiny" else 200
+    setup, settings = set_up(config, ("matched",)), config.finetune
+    count, pad_id = 30 if size == "tiny" else 1000, setup.text_format.pad_id
+    kinds = {"padded": 0, "packed": config.model.max_length}
+    laps: dict[str, list[float]] = {kind: [] for kind in ("written", *kinds)}
+    tokens: dict[str, int] = {}
+    for _ in range(1 + repeats):
+        started = time.perf_counter()
+        examples = strategy_examples(setup.task, setup.text_format, 0, count)
+        laps["written"].append(time.perf_counter() - started)
+        tokens["written"] = sum(len(e.prompt) + sum(map(len, e.traces)) for e in examples)
+        for kind, pack in kinds.items():
+            settings.pack = pack
+            started = time.perf_counter()
+            batches = plan_batches(examples, settings, 0, pad_id, None).batches(0)
+            tokens[kind] = sum(int(batch.lengths.sum()) for batch in batches)
+            laps[kind].append(time.perf_counter() - started)
+    for kind, of_kind in laps.items():
+        yield report("data", size, tokens[kind], of_kind, kind=kind)
+
+
 def judged_texts(count: int) -> list[tuple[str, str]]:
     """Gold answers and completions like those of GSM8K, of 450 letters; a third are wrong."""
     rng = np.random.default_rng(0)
@@ -247,11 +279,14 @@ MEASUREMENTS: dict[str, Callable[[str, int], Iterator[Row]]] = {
     "rl": measure_rl,
     "program": measure_program,
     "checkpoint": measure_checkpoint,
+    "data": measure_data,
     "judge": measure_judge,
+    "growth": measure_growth,
 }
 
 _ONLY = flags.DEFINE_list("only", list(MEASUREMENTS), f"Some of {', '.join(MEASUREMENTS)}.")
 _SIZE = flags.DEFINE_enum("size", "peer", list(WORK), "peer: what peers are timed on.")
+_PLOT = flags.DEFINE_string("plot", None, "A file for the picture of growth.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Laps after the first call.", lower_bound=1)
 
 
@@ -264,9 +299,15 @@ def main(argv: Sequence[str]) -> None:
             launch.refuse(f"only={name!r}: must be some of {', '.join(MEASUREMENTS)}.")
     logging.set_verbosity(logging.WARNING)  # no word on schedules without warm-up
     launch.keep_memory()
+    if _PLOT.value and "growth" not in _ONLY.value:
+        launch.refuse(f"plot={_PLOT.value!r}: shows growth; add it to --only.")
+    rows = []
     for name in _ONLY.value:
         for row in MEASUREMENTS[name](_SIZE.value, _REPEATS.value):
             print(json.dumps(row), flush=True)
+            rows.append(row)
+    if _PLOT.value:
+        plot_growth([row for row in rows if row["what"] == "growth"], Path(_PLOT.value))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ peers are timed on: 4 layers of width 256.
 """
 
 import dataclasses
+import statistics
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +16,14 @@ import numpy as np
 import optax
 
 from experiments.pod_programs import forward_flops
-from experiments.timing import Program, Row, report, run_in_turn
+from experiments.timing import (
+    Program,
+    Row,
+    bandwidth_limit,
+    matmul_limit,
+    report,
+    run_in_turn,
+)
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning.algorithms import make_algorithm
 from reasoning.learning.assignment import assign
@@ -97,6 +105,37 @@ def letters(num_prompts: int, length: int) -> np.ndarray:
     return (3 + (np.arange(num_prompts)[:, None] + np.arange(length)) % 26).astype(np.int32)
 
 
+def sampler_program(
+    config: ModelConfig,
+    num_prompts: int,
+    prompt: int,
+    new_tokens: int,
+    stop_ids: tuple[int, ...],
+    num_samples: int = 1,
+    batches: int = 1,
+    num_slots: int | None = None,
+) -> Program:
+    """Samples of prompts of `prompt` tokens, in so many batches one after another, or in slots."""
+    # Near enough to uniform for the lengths to be those of chance.
+    params = jax.tree.map(lambda x: 0.5 * x, init_params(config, jax.random.key(0)))
+    ids = letters(num_prompts, prompt)
+    keys = sequence_keys(jax.random.key(1), jnp.arange(num_prompts), num_samples)
+    how = partial(sample_in_slots, num_slots=num_slots) if num_slots else sample
+
+    def draw(params: Any, ids: jax.Array, keys: jax.Array) -> Samples:
+        tags = jnp.zeros(keys.shape, jnp.int32)
+        return how(
+            params, ids, jnp.ones_like(ids), tags, keys, Filters(), config=config,
+            max_new_tokens=new_tokens, stop_ids=stop_ids, pad_id=0,
+        )
+
+    def in_batches(params: Any, ids: jax.Array, keys: jax.Array) -> Samples:
+        parts = jax.tree.map(lambda x: x.reshape(batches, -1, *x.shape[1:]), (ids, keys))
+        return jax.lax.map(lambda part: draw(params, *part), parts)
+
+    return Program(jax.jit(draw if batches == 1 else in_batches), params, ids, keys)
+
+
 def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
     """As many completions as rows, all of the same length; and four times as many that differ.
 
@@ -109,40 +148,19 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
     rows, prompt, new = work.rows, work.prompt, work.new_tokens
     config = model_config(size, prompt + new)
     stops = tuple(range(3, 3 + max(config.vocab_size // 39, 1)))
-    # Near enough to uniform for the lengths to be those of chance.
-    params = jax.tree.map(lambda x: 0.5 * x, init_params(config, jax.random.key(0)))
-
-    def program(count: int, stop_ids: tuple[int, ...], num_slots: int | None = None) -> Program:
-        ids = letters(count, prompt)
-        keys = sequence_keys(jax.random.key(1), jnp.arange(count), 1)
-        settings = dict(config=config, max_new_tokens=new, stop_ids=stop_ids, pad_id=0)
-
-        def draw(params: Any, ids: jax.Array, keys: jax.Array) -> Samples:
-            tags = jnp.zeros(keys.shape, jnp.int32)
-            mask = jnp.ones_like(ids)
-            if num_slots:
-                return sample_in_slots(
-                    params, ids, mask, tags, keys, Filters(), num_slots=num_slots, **settings
-                )
-            return sample(params, ids, mask, tags, keys, Filters(), **settings)
-
-        def in_batches(params: Any, ids: jax.Array, keys: jax.Array) -> Samples:
-            parts = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), (ids, keys))
-            return jax.lax.map(lambda part: draw(params, *part), parts)
-
-        return Program(jax.jit(draw if num_slots else in_batches), params, ids, keys)
-
     programs = [
-        program(rows, (config.output_size,)), program(4 * rows, stops),
-        program(4 * rows, stops, num_slots=rows),
+        sampler_program(config, rows, prompt, new, (config.output_size,)),
+        sampler_program(config, 4 * rows, prompt, new, stops, batches=4),
+        sampler_program(config, 4 * rows, prompt, new, stops, num_slots=rows),
     ]
-    laps = run_in_turn(programs, repeats)
+    limit = matmul_limit(config.dtype)
+    *laps, best = run_in_turn([*programs, limit], repeats)
     kinds = ("whole", "heavy_tail", "heavy_tail_slots")
     for kind, timed, of_program in zip(kinds, programs, laps, strict=True):
         tokens = int(timed.result.mask.sum())
         flops = token_flops(config, prompt + tokens / timed.result.mask[..., 0].size / 2)
         yield report(
-            "sampler", size, tokens, of_program, kind=kind, flops_per_token=flops,
+            "sampler", size, tokens, of_program, (limit, best, flops), kind=kind,
             dtype=config.dtype, peak_bytes=timed.peak_bytes,
         )
 
@@ -162,13 +180,14 @@ def measure_decode(size: str, repeats: int) -> Iterator[Row]:
         params, ids, jnp.ones_like(ids), jnp.zeros((1, 1), jnp.int32),
         sequence_keys(jax.random.key(1), jnp.arange(1), 1),
     )
-    (laps,) = run_in_turn([program], repeats)
+    limit = bandwidth_limit()
+    laps, best = run_in_turn([program, limit], repeats)
     width = jnp.dtype(config.dtype).itemsize
     read = work.prompt + work.new_tokens / 2
     cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * read
     weights = sum(x.size for x in jax.tree.leaves(params))
     yield report(
-        "decode", size, work.new_tokens, laps, bytes_per_token=width * (weights + cache),
+        "decode", size, work.new_tokens, laps, (limit, best, width * (weights + cache)),
         parameters=weights, peak_bytes=program.peak_bytes,
     )
 
@@ -188,62 +207,65 @@ def trace_batch(config: ModelConfig, problems: int, traces: int, prompt: int) ->
     )
 
 
-def measure_sft(size: str, repeats: int) -> Iterator[Row]:
+def sft_program(config: ModelConfig, rows: int, num_microbatches: int = 1) -> Program:
     """A step of supervised fine-tuning by AdamW on whole rows, every token a label."""
-    rows, length = WORK[size].train_rows, WORK[size].train_length
-    config, optimizer = model_config(size, length), optax.adamw(1e-3)
-    batch = trace_batch(config, rows, 1, prompt=1)
+    optimizer = optax.adamw(1e-3)
+    update = partial(
+        sft_update, config=config, optimizer=optimizer, num_microbatches=num_microbatches
+    )
     state = init_state(init_params(config, jax.random.key(0)), optimizer)
-    tags = np.zeros(rows, np.int32)
+    batch, tags = trace_batch(config, rows, 1, prompt=1), np.zeros(rows, np.int32)
+    return Program(jax.jit(update, donate_argnums=0), state, batch, tags)
 
-    def program(num_microbatches: int) -> Program:
-        update = partial(
-            sft_update, config=config, optimizer=optimizer, num_microbatches=num_microbatches
-        )
-        return Program(jax.jit(update, donate_argnums=0), state, batch, tags)
 
+def measure_sft(size: str, repeats: int) -> Iterator[Row]:
+    """A step of supervised fine-tuning, its gradient in so many parts."""
+    rows, length = WORK[size].train_rows, WORK[size].train_length
+    config = model_config(size, length)
     counts = [count for count in (1, 2, 4, 8, 16) if count < rows]
-    programs = [program(count) for count in counts]
-    laps = run_in_turn(programs, repeats)
+    programs, limit = [sft_program(config, rows, n) for n in counts], matmul_limit(config.dtype)
+    *laps, best = run_in_turn([*programs, limit], repeats)
     flops = 3 * token_flops(config, length / 2)
     for count, timed, of_program in zip(counts, programs, laps, strict=True):
         yield report(
-            "sft", size, rows * length, of_program, flops_per_token=flops, microbatches=count,
+            "sft", size, rows * length, of_program, (limit, best, flops), microbatches=count,
             dtype=config.dtype, peak_bytes=timed.peak_bytes,
         )
 
 
-def measure_set_loss(size: str, repeats: int) -> Iterator[Row]:
-    """Fine-tuning on 4 traces of each problem under matched tags of 6, beside plain fine-tuning.
+def set_loss_program(config: ModelConfig, problems: int, trace: int, share: float) -> Program:
+    """A step on 4 traces of each problem under matched tags; share 0: plain fine-tuning.
 
-    `match_share` is how much of a trace the matching reads; prompts are as long as traces.
+    Prompts are as long as traces, of which the matching reads so much.
     """
-    problems, trace = WORK[size].problems, WORK[size].trace
-    prompt = trace
-    config = model_config(size, prompt + 1 + trace, num_strategies=6)
-    batch, optimizer = trace_batch(config, problems, 4, prompt), optax.adamw(1e-3)
+    optimizer, prompt = optax.adamw(1e-3), trace
+
+    def step(state: TrainState, batch: TraceBatch) -> tuple:
+        tags, _ = assign(
+            "matched" if share else "mixed", config, state.params, batch, jax.random.key(0),
+            num_traces=4, prefix=prompt + 1 + round(share * trace),
+            match_tokens=round(share * trace), num_problems=problems,
+        )
+        return sft_update(state, batch, tags, config=config, optimizer=optimizer)
+
     state = init_state(init_params(config, jax.random.key(0)), optimizer)
+    batch = trace_batch(config, problems, 4, prompt)
+    return Program(jax.jit(step, donate_argnums=0), state, batch)
 
-    def program(share: float) -> Program:
-        def step(state: TrainState, batch: TraceBatch) -> tuple:
-            arm = "matched" if share else "mixed"
-            tags, _ = assign(
-                arm, config, state.params, batch, jax.random.key(0), num_traces=4,
-                prefix=prompt + 1 + round(share * trace), match_tokens=round(share * trace),
-                num_problems=problems,
-            )
-            return sft_update(state, batch, tags, config=config, optimizer=optimizer)
 
-        return Program(jax.jit(step, donate_argnums=0), state, batch)
-
-    shares = (0.0, 0.25, 1.0)
-    laps = run_in_turn([program(share) for share in shares], repeats)
-    tokens = batch.tokens.size
-    plain = report("set_loss", size, tokens, laps[0], match_share=0.0, times_plain=1.0)
-    yield plain
-    for share, of_program in zip(shares[1:], laps[1:], strict=True):
-        row = report("set_loss", size, tokens, of_program, match_share=share)
-        yield {**row, "times_plain": round(row["median_s"] / plain["median_s"], 3)}
+def measure_set_loss(size: str, repeats: int) -> Iterator[Row]:
+    """Fine-tuning on 4 traces of each problem under matched tags of 6, beside plain fine-tuning."""
+    problems, trace = WORK[size].problems, WORK[size].trace
+    config, shares = model_config(size, 2 * trace + 1, num_strategies=6), (0.0, 0.25, 1.0)
+    programs = [set_loss_program(config, problems, trace, share) for share in shares]
+    laps = run_in_turn(programs, repeats)
+    tokens = problems * 4 * config.max_length
+    for share, of_program in zip(shares, laps, strict=True):
+        times = [lap / of_plain for lap, of_plain in zip(of_program[1:], laps[0][1:], strict=True)]
+        yield report(
+            "set_loss", size, tokens, of_program, match_share=share,
+            times_plain=round(statistics.median(times), 3),
+        )
 
 
 def step_config(size: str) -> RLConfig:

@@ -4,6 +4,7 @@
     report("sft", "peer", tokens, laps[0])                          one line of a benchmark
 """
 
+import dataclasses
 import functools
 import os
 import re
@@ -54,9 +55,50 @@ class Program:
         return len(_HOST_CALLBACKS.findall(self.compiled.as_text()))
 
 
-def run_in_turn(programs: Sequence[Program], repeats: int) -> list[list[float]]:
+def run_in_turn(programs: Sequence["Program | Limit"], repeats: int) -> list[list[float]]:
     """Laps of each program, the first call before the others; A, B, A, B, ... in time."""
     return list(zip(*([program.lap() for program in programs] for _ in range(1 + repeats))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What the machine does at best, timed in turn with programs: neighbours take their share.
+
+    Attributes:
+      share: what a row says of it, `share_of_peak` or `share_of_bandwidth`.
+      amount: floating-point operations, or bytes read, of one call of `function`.
+      function, inputs: the call.
+    """
+
+    share: str
+    amount: float
+    function: jax.stages.Wrapped
+    inputs: tuple[jax.Array, ...]
+
+    def lap(self) -> float:
+        """Seconds of the best of four calls."""
+        laps = []
+        for _ in range(4):
+            started = time.perf_counter()
+            jax.block_until_ready(self.function(*self.inputs))
+            laps.append(time.perf_counter() - started)
+        return min(laps)
+
+
+def matmul_limit(dtype: str = "float32", size: int = 2048) -> Limit:
+    """Products of two square matrices of this size."""
+    left = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+    return Limit("share_of_peak", 2 * size**3, jax.jit(jnp.matmul), (left, left))
+
+
+def bandwidth_limit(num_bytes: int = 2**29, columns: int = 4096) -> Limit:
+    """Products of a vector and a matrix that is too large for any cache.
+
+    It is what decoding one sequence does, without all else: every weight is read once.
+    """
+    matrix = jnp.ones((num_bytes // 4 // columns, columns))
+    inputs = matrix, jnp.ones(columns)
+    return Limit("share_of_bandwidth", matrix.nbytes, jax.jit(jnp.matmul), inputs)
 
 
 def report(
@@ -64,24 +106,24 @@ def report(
     size: str,
     tokens: float,
     laps: Sequence[float],
-    flops_per_token: float | None = None,
-    bytes_per_token: float | None = None,
-    dtype: str = "float32",
+    limit: tuple[Limit, Sequence[float], float] | None = None,
     **more: Any,
 ) -> Row:
     """One measurement: `tokens` in a lap, `laps` with the first call.
 
-    Where it is known what a token costs, `share_of_peak` is how much is reached of `matmul_peak`
-    in `dtype`, and `share_of_bandwidth` of `memory_bandwidth`.
+    Args:
+      limit: of the machine, its laps in the same rounds, and what a token costs of it. The row
+        then tells the median of the rounds' shares.
     """
     first, *later = laps
     median = statistics.median(later)
-    if flops_per_token is not None:
-        share = flops_per_token * tokens / median / matmul_peak(dtype=dtype)
-        more["share_of_peak"] = round(share, 6)
-    if bytes_per_token is not None:
-        share = bytes_per_token * tokens / median / memory_bandwidth()
-        more["share_of_bandwidth"] = round(share, 6)
+    if limit is not None:
+        of, at_best, cost = limit
+        shares = [
+            cost * tokens / lap / (of.amount / best)
+            for lap, best in zip(later, at_best[1:], strict=True)
+        ]
+        more[of.share] = round(statistics.median(shares), 6)
     return {
         "what": what,
         "size": size,
@@ -94,31 +136,3 @@ def report(
         "load1": round(os.getloadavg()[0], 2),
         **more,
     }
-
-
-@functools.cache
-def matmul_peak(size: int = 2048, dtype: str = "float32") -> float:
-    """FLOP/s of the best of several products of two matrices of this size."""
-    left = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-    return 2 * size**3 / _best(jax.jit(jnp.matmul), left, left)
-
-
-@functools.cache
-def memory_bandwidth(num_bytes: int = 2**29) -> float:
-    """Bytes/s at best of a product of a matrix, too large for any cache, and a vector.
-
-    It is what decoding one sequence does, without all else: every weight is read once.
-    """
-    columns = 4096
-    matrix = jnp.ones((num_bytes // 4 // columns, columns))
-    return matrix.nbytes / _best(jax.jit(jnp.matmul), matrix, jnp.ones(columns))
-
-
-def _best(function: jax.stages.Wrapped, *arguments: jax.Array) -> float:
-    """Seconds of the best of several calls after the first."""
-    laps = []
-    for _ in range(6):
-        started = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        laps.append(time.perf_counter() - started)
-    return min(laps[1:])

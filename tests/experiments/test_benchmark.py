@@ -1,5 +1,6 @@
 """The benchmark on a tiny size: it measures, checks what it says it checks, and refuses."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, step_benchmarks, timing
+from experiments import benchmark, growth, step_benchmarks, timing
 from reasoning.models.config import count_parameters
 from reasoning.rewards.answers import compare, extract
 
@@ -35,11 +36,22 @@ def test_a_step_is_timed_on_all_its_tokens():
 
 
 def test_decoding_is_held_against_the_memorys_bandwidth(monkeypatch):
-    monkeypatch.setattr(timing, "memory_bandwidth", lambda: 1e9)
+    limit = dataclasses.replace(timing.bandwidth_limit(2**14), amount=1e9)
+    monkeypatch.setattr(timing.Limit, "lap", lambda self: 1.0)  # a GB in a second
+    monkeypatch.setattr(step_benchmarks, "bandwidth_limit", lambda: limit)
     (row,) = rows("decode")
     check(row, "decode")
     width = 4 * (row["parameters"] + 2 * 8 * 8)  # and the cache of 8 tokens, half-way
-    assert row["share_of_bandwidth"] == pytest.approx(width * row["tokens_per_s"] / 1e9, rel=0.01)
+    speeds = np.array([row["tokens"] / lap for lap in row["laps"]])
+    assert row["share_of_bandwidth"] == pytest.approx(width * np.median(speeds) / 1e9, rel=0.05)
+
+
+def test_a_share_is_of_what_the_machine_did_in_the_same_round():
+    limit = timing.Limit("share_of_peak", 100.0, jax.jit(jnp.matmul), ())
+    laps, best = [9.0, 1.0, 2.0, 4.0], [9.0, 0.5, 1.0, 4.0]  # the first call counts for nothing
+    row = timing.report("sft", "tiny", 10, laps, (limit, best, 3.0))
+    assert row["share_of_peak"] == pytest.approx(0.15)  # of 0.15, 0.15 and 0.3
+    assert row["median_s"] == 2.0 and row["first_s"] == 9.0
 
 
 @pytest.mark.parametrize(("size", "millions"), [("350m", 341), ("1b", 1093)])
@@ -100,6 +112,37 @@ def test_the_judge_is_timed_with_and_without_algebra():
     texts = benchmark.judged_texts(300)
     wrong = sum(not compare(g, extract(t).answer, "number").correct for g, t in texts)
     assert 70 < wrong < 130, "a third, whatever their spelling"
+
+
+def test_the_data_are_timed_as_they_are_written_and_put_into_batches():
+    written, padded, packed = rows("data")
+    for row in (written, padded, packed):
+        check(row, "data")
+    assert [row["kind"] for row in (written, padded, packed)] == ["written", "padded", "packed"]
+    assert packed["tokens"] > 1.2 * padded["tokens"], "as many batches hold more tokens"
+
+
+def test_growth_is_the_slope_of_logarithms(tmp_path):
+    assert growth.growth_exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2.0)
+    assert growth.scaled(8) == [2, 4, 8, 16] and growth.scaled(2) == [1, 2, 4]
+    seconds = {"sampler": 1, "sft": 2, "set_loss": 0}
+    found = [
+        {"of": of, "by": "rows", "at": [1, 2, 4], "medians_s": [n**power for n in (1, 2, 4)],
+         "exponent": power}
+        for of, power in seconds.items()
+    ]
+    growth.plot_growth(found, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_growth_of_every_step():
+    found = [json.loads(json.dumps(row)) for row in growth.measure_growth("tiny", 2)]
+    assert [(row["of"], row["by"]) for row in found] == [
+        ("sampler", "rows"), ("sampler", "new_tokens"), ("sampler", "num_samples"),
+        ("sft", "rows"), ("sft", "length"), ("set_loss", "num_strategies"),
+    ]
+    assert all(len(row["at"]) == len(row["medians_s"]) >= 3 for row in found)
 
 
 def test_a_host_callback_is_found():
