@@ -34,7 +34,7 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 
-from experiments import launch
+from experiments import launch, usage
 from experiments.configs import group_words
 from experiments.rl import rl_config, rl_optimizer, rl_problems, start_seeds
 from experiments.rl_steps import devices_for, one_program
@@ -270,4 +270,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     jax.config.config_with_absl()
-    app.run(main)
+    app.run(main, flags_parser=usage.parse)

@@ -1,7 +1,9 @@
-"""What does each way of spending tokens at inference win? One policy, one budget, one table.
+r"""What does each way of spending tokens at inference win? One policy, one budget, one table.
 
     python -m experiments.decode_compare --workdir=runs/decode \
         --config=experiments/configs/decode_compare.py:multiplication
+    python -m experiments.decode_compare --workdir=runs/compare_countdown \
+        --config=experiments/configs/decode_compare.py:countdown
 
 Trains a policy whose tags stand for strategies, and decodes held-out problems by each method of
 `METHODS`: greedy, beams, CoT-decoding, votes within the strategy that votes best on validation

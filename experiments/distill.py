@@ -1,7 +1,9 @@
-"""A large teacher and small students: its samples, its distributions, or its word on their own.
+r"""A large teacher and small students: its samples, its distributions, or its word on their own.
 
     python -m experiments.distill --workdir=runs/distill \
         --config=experiments/configs/distill.py
+    python -m experiments.distill --workdir=runs/distill_full \
+        --config=experiments/configs/distill.py:full
 
 The teacher has learned from more demonstrations than the weak policy that all students start from.
 From there they learn with the same settings (`config.distill.students`):

@@ -1,4 +1,4 @@
-"""Score a policy on held-out problems, or completions that were made elsewhere.
+r"""Score a policy on held-out problems, or completions that were made elsewhere.
 
     python -m experiments.evaluate --workdir=runs/eval --config=experiments/configs/gsm8k.py \
         --config.model.policy=runs/gsm8k/policies/seed0/mixed_grpo

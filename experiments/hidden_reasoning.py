@@ -1,7 +1,9 @@
-"""A policy that has learned to reason, a decoder that does not show it, and what brings it out.
+r"""A policy that has learned to reason, a decoder that does not show it, and what brings it out.
 
     python -m experiments.hidden_reasoning --workdir=runs/hidden \
         --config=experiments/configs/hidden_reasoning.py
+    python -m experiments.hidden_reasoning --workdir=runs/hidden_full \
+        --config=experiments/configs/hidden_reasoning.py:full
 
 1. A policy of 0.1M parameters learns to multiply eight elements of a group from problems of two
    kinds: a little over half of them with the bare answer, which it cannot find without steps, the

@@ -1,4 +1,4 @@
-"""The plan for a pod: what a configuration's programs need of every device of a topology.
+r"""The plan for a pod: what a configuration's programs need of every device of a topology.
 
     python -m experiments.plan --config=experiments/configs/pod.py:v5p --topology=v5p:4x4x8
     python -m experiments.plan --config=experiments/configs/smoke.py --topology=cpu:8 \\

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: any task, any algorithm, any starting policy.
+r"""Reinforcement learning with verifiable rewards: any task, any algorithm, any starting policy.
 
     python -m experiments.rl --workdir=runs/gfpo --config.arm=matched --config.rl.algorithm=gfpo \
         --config.rl.trained=strategies

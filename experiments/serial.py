@@ -1,6 +1,8 @@
-"""Why intermediate tokens matter: answers at once, after fillers, or after a written trace.
+r"""Why intermediate tokens matter: answers at once, after fillers, or after a written trace.
 
     python -m experiments.serial --config=experiments/configs/serial.py --workdir=runs/serial
+    python -m experiments.serial --workdir=runs/serial_groups \
+        --config=experiments/configs/serial.py:groups
 
 A decoder of constant depth computes in parallel, and an answer that it gives at once is the work of
 so many layers; a trace makes a step of each token (2402.12875). For each problem, depth and arm,

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on several traces per problem: any task, any arm, any size.
 
     python -m experiments.sft --workdir=runs/random --config.arm=random
+    python -m experiments.sft --workdir=runs/first --config=experiments/configs/smoke.py
 
 Pre-trains a base policy that knows the task's moves but follows no strategy, fine-tunes it under
 one arm (`reasoning.learning.assignment`), evaluates it on held-out problems and writes the run

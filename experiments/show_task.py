@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments import usage
 from reasoning.data.tasks import TASKS, make_task
 from reasoning.data.tasks.base import SPLITS, Task, distinct_problems
 
@@ -69,4 +70,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=usage.parse)
