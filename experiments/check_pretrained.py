@@ -65,7 +65,7 @@ def reference(directory: str | Path, tokens: np.ndarray, mask: np.ndarray, new_t
 def ours(
     config: ModelConfig, params: Any, tokens: np.ndarray, mask: np.ndarray, new_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same by this project's forward pass and its sampler."""
+    """The same of `tokens`, `mask` `[B, T]` by this project's forward pass and its sampler."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     score = jax.jit(Transformer(config).apply)
     logits, _ = score(params, tokens, segment_ids=jnp.asarray(mask), positions=positions)

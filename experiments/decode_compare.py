@@ -125,7 +125,7 @@ def make_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
 def draw_pool(
     policy: Policy, problems: list[Any], per_tag: int, key: jax.Array, temperature: float
 ) -> Pool:
-    """Samples of every tag for each problem."""
+    """Samples of every tag for each problem, `[P, S, per_tag]`."""
     num_tags = policy.config.num_strategies
     tags = np.repeat(np.arange(num_tags), per_tag)
     drawn = sample_problems(policy, problems, tags, key, Filters(temperature))
@@ -266,6 +266,10 @@ def compare_allocations(
 ) -> dict[str, list[Spent]]:
     """What 1, 2, 4, ... of n samples win under each rule of allocation: a vote of all of them, or
     those up to the first that a verifier finds right.
+
+    Args:
+      validation: samples that the prior of Thompson sampling is taken from.
+      shares: the policy's distribution over tags `[P, S]`.
     """
     num_problems, num_tags, _ = pool.votes.shape
     told, flat = pool.correct.astype(float), np.ones((num_tags, 2))

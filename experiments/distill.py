@@ -226,6 +226,7 @@ def own_batch(
     """One completion of the policy's own for each of the problems, as rows.
 
     Args:
+      members: `[N]`, the problems' places in the study.
       buckets: lengths that rows are padded to, beside the longest possible.
     """
     text_format, model = study.setup.text_format, study.setup.model

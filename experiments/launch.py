@@ -16,6 +16,7 @@ import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from experiments import sources, usage
 from reasoning.evaluation import reports
@@ -223,15 +224,10 @@ def parse(argv: list[str], shown: tuple[str, ...] = CONFIG_FLAGS) -> list[str]:
       shown: the flags of this module that `--help` shows; it ends the program.
     """
     usage.answer(argv, [*(usage.row(flags.FLAGS[name]) for name in shown), ONE_SETTING])
-    # The file comes before what changes it, wherever it was given; a default given to the flag
-    # itself would be loaded while this module is imported.
     listed = [a for a in argv[1:] if a in ("--help=config", "-help=config")]
-    files = [a for a in argv[1:] if a.startswith(("--config=", "-config="))]
-    if not files and not {"--config", "-config"} & set(argv):
-        files = [f"--config={_DEFAULT_CONFIG}"]
-    argv = [argv[0], *files, *(a for a in argv[1:] if a not in (*files, *listed))]
+    config_flags.register_flag_parser_for_type(tuple, Words())
     try:
-        left = flags.FLAGS(argv)
+        left = flags.FLAGS([argv[0], *_file_first([a for a in argv[1:] if a not in listed])])
         _CONFIG.value  # noqa: B018 - loads the file, so that its errors come here
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         refuse(error)
@@ -240,6 +236,37 @@ def parse(argv: list[str], shown: tuple[str, ...] = CONFIG_FLAGS) -> list[str]:
         print("\n".join(f"--config.{line}" for line in settings(_CONFIG.value)))
         sys.exit(0)
     return left
+
+
+def _file_first(given: list[str]) -> list[str]:
+    """Flags with the configuration's file before what changes it, the default where none is named.
+
+    A default given to the flag itself would be loaded while this module is imported.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    names = ("--config", "-config")
+    pairs = [i for i, flag in enumerate(given[:-1]) if flag in names]
+    for i in reversed(pairs):
+        given = [*given[:i], f"--config={given[i + 1]}", *given[i + 2 :]]
+    files = [flag for flag in given if flag.partition("=")[0] in names and "=" in flag]
+    for flag in files:
+        path = flag.partition("=")[2].partition(":")[0]
+        if not Path(path).is_file():
+            raise ValueError(f"config={path}: there is no such file; see {_DEFAULT_CONFIG.parent}.")
+    return [*(files or [f"--config={_DEFAULT_CONFIG}"]), *(f for f in given if f not in files)]
+
+
+class Words(tuple_parser.TupleParser):
+    """Tuples of words may do without quotes: `a,b` is two of them."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        """As `TupleParser`."""
+        found = super().parse(argument)
+        if found != (argument,) or not isinstance(argument, str):
+            return found
+        return tuple(word.strip() for word in argument.strip("()").split(",") if word.strip())
 
 
 def settings(config: ml_collections.ConfigDict) -> Iterator[str]:

@@ -141,7 +141,11 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def make_problem(config: ml_collections.ConfigDict, name: str, arm: str) -> Problem:
-    """The problem of that name, with its held-out instances."""
+    """The problem of that name, with its held-out instances.
+
+    Raises:
+      ValueError: a trace that the probes do not know.
+    """
     settings = config.problems[name]
     strategy = settings.trace if arm == "trace" else arm
     task = make_task(settings.task, (strategy,), **settings.arguments)
@@ -162,7 +166,11 @@ def make_problem(config: ml_collections.ConfigDict, name: str, arm: str) -> Prob
 
 
 def make_cells(config: ml_collections.ConfigDict, problem: Problem) -> list[Cell]:
-    """The cells of one arm of a problem, a depth each."""
+    """The cells of one arm of a problem, a depth each.
+
+    Raises:
+      ValueError: fewer tokens than one call's steps read.
+    """
     sample = examples_of(problem, config.seed, MEASURED)
     rows, at_once = config.training.rows, config.training.steps_at_once
     a_step = rows * np.mean([example.longest for example in sample])

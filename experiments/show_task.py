@@ -53,7 +53,7 @@ def describe(task: Task, problem: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the problems; 2 and one sentence on stderr if the task cannot be made."""
+    """Print the problems; a ValueError on the way is status 2 and one sentence on stderr."""
     try:
         if argv[1:]:
             raise ValueError(f"{argv[1]!r} is no flag: write --set key=value for each argument.")

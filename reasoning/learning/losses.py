@@ -108,7 +108,11 @@ AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
-    """Mean of the values whose mask is 1, over an axis that is kept, or over all; 0 if none is."""
+    """Mean of the values whose mask is 1, over an axis that is kept, or over all; 0 if none is.
+
+    Args:
+      values, mask: of one shape, any.
+    """
     values = jnp.where(mask > 0, values * mask, 0.0)  # 0 times infinity is not a number
     total = jnp.sum(values, axis=axis, keepdims=axis is not None)
     return total / jnp.maximum(jnp.sum(mask, axis=axis, keepdims=axis is not None), 1.0)
@@ -273,6 +277,10 @@ def clip_cov_mask(
     """The mask without a random `fraction` of all tokens, drawn where low < cov < high.
 
     Clip-Cov (2505.22617): these tokens' loss is dropped. At least one is drawn where there is one.
+
+    Args:
+      cov: `covariance`, `[B, N]`.
+      mask: `[B, N]`, 1 on completion tokens.
     """
     inside = (cov > low) & (cov < high) & (mask > 0)
     dropped = jnp.maximum(jnp.floor(fraction * mask.sum()), 1.0).astype(jnp.int32)

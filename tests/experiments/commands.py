@@ -19,8 +19,8 @@ PROGRAMS = sorted(
     for path in (ROOT / "experiments").glob("*.py")
     if 'if __name__ == "__main__"' in path.read_text()
 )
-SHARED = ("absl.app", "experiments.launch", "experiments.rl", "experiments.sft", "experiments.arms",
-          "experiments.pod_programs", "experiments.step_benchmarks")
+SHARED = ("absl.app", "jax", "reasoning.runtime.runs", "reasoning.evaluation.reports",
+          "reasoning.rewards.judges", "reasoning.data.corpora")
 
 
 def processes():
@@ -61,8 +61,7 @@ def commands(text):
     for name, value in re.findall(r'^\s*(\w+)="([^"]*)"$', text, re.MULTILINE):
         text = re.sub(rf"\${name}\b", value, text)
     inline = re.findall(r"`([^`]*python\s+-m experiments\.[^`]*)`", text)
-    blocks = re.findall(r"^ {4}\S.*python -m experiments\..*$|^ {4}python -m experiments\..*$", text,
-                        re.MULTILINE)
+    blocks = re.findall(r"^ {4}.*python -m experiments\..*$", text, re.MULTILINE)
     for line in (*inline, *blocks):
         for command in " ".join(line.split()).split("&&"):
             command = command.partition("python -m experiments.")[2].partition("   #")[0]
