@@ -66,7 +66,7 @@ def attention_scale(config: ModelConfig) -> float:
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-    """c tanh(x / c), any shape: nearly x where it is small, never beyond c (Gemma 2, 2408.00118)."""
+    """c tanh(x / c) of any shape: nearly x where it is small, at most c (Gemma 2, 2408.00118)."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
