@@ -36,6 +36,12 @@ def modules():
     return found
 
 
+@cache
+def parts(node):
+    """All nodes below one."""
+    return list(ast.walk(node))
+
+
 class Reader:
     """The settings that a program reads.
 
@@ -60,19 +66,19 @@ class Reader:
             return
         self.seen.add((module, name))
         env = defaultdict(set)
-        for part in ast.walk(node):
+        for part in parts(node):
             if isinstance(part, ast.arg):
                 env[part.arg] |= self.given[module, name, part.arg]
                 if part.arg == "config" and "ConfigDict" in ast.unparse(part.annotation or part):
                     env["config"].add("")
         for _ in range(2):
-            for part in ast.walk(node):
+            for part in parts(node):
                 if isinstance(part, ast.Assign):
                     self.bind(part.targets[0], part.value, env)
                 elif isinstance(part, ast.For | ast.comprehension):
-                    for each in getattr(part.iter, "elts", []):
+                    for each in getattr(part.iter, "elts", [part.iter]):
                         self.bind(part.target, each, env)
-        for part in ast.walk(node):
+        for part in parts(node):
             self.read(part, env)
             if isinstance(part, ast.Call):
                 self.give(module, part, env)
@@ -96,6 +102,8 @@ class Reader:
             return {f"'{node.value}"}
         if isinstance(node, ast.Name):
             return env.get(node.id, set())
+        if isinstance(node, ast.Dict):  # its keys, where it is gone through
+            return {f"'{key.value}" for key in node.keys if isinstance(key, ast.Constant)}
         if isinstance(node, ast.IfExp):
             return self.values(node.body, env) | self.values(node.orelse, env)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

@@ -22,7 +22,8 @@ def finished(tmp_path_factory):
     tiny = smoke.get_config()
     for section in ("pretrain", "finetune", "evaluation"):
         config[section].update(tiny[section].to_dict())
-    config.arm, config.seeds, config.finetune.pack = "random", 2, 64
+    config.arm, config.seeds = "random", 2
+    config.finetune.pack = 64
     workdir = tmp_path_factory.mktemp("runs") / "group"
     sft.main(config, str(workdir))
     return workdir
