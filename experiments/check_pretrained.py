@@ -1,7 +1,7 @@
 """Whether a model directory computes here what it computes in `transformers`.
 
     python -m experiments.check_pretrained --model=DIR
-    python -m experiments.check_pretrained --model=DIR --length=200 --tolerance=1e-3
+    python -m experiments.check_pretrained --model=DIR --length=200 --new_tokens=64 --tolerance=1e-3
 
 Loads the directory twice in float32, on the CPU there and on the first device here, and compares
 logits and log-probs of a padded batch and a greedy continuation with the cache, on random tokens.

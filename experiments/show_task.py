@@ -3,6 +3,8 @@
     python -m experiments.show_task --task=countdown --count=3 --seed=0
     python -m experiments.show_task --task=countdown4 --set largest=12 --set tries=20
     python -m experiments.show_task --task=group_words --split=test --set group=A5 --set length=4
+
+An argument that a task does not take is refused with those that it takes.
 """
 
 import os

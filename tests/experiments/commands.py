@@ -19,8 +19,9 @@ PROGRAMS = sorted(
     for path in (ROOT / "experiments").glob("*.py")
     if 'if __name__ == "__main__"' in path.read_text()
 )
-SHARED = ("absl.app", "jax", "reasoning.runtime.runs", "reasoning.evaluation.reports",
-          "reasoning.rewards.judges", "reasoning.data.corpora")
+VARIABLE = r'\w+="?--'  # of the shell, that holds flags
+SHARED = ("absl.app", "experiments.launch", "experiments.rl", "experiments.arms",
+          "experiments.pod_programs", "experiments.step_benchmarks")  # none with flags of its own
 
 
 def processes():
@@ -53,18 +54,36 @@ def call(program, arguments, only_parse=False):
 
 
 def commands(text):
-    """`(program, arguments)` of each `python -m experiments.PROGRAM` of a text, backquoted or not.
+    """`(program, arguments)` of each `python -m experiments.PROGRAM` of a page or a docstring.
 
-    Variables of the shell are replaced by what the text sets them to.
+    In indented or fenced blocks, where variables of the shell are replaced by their values, and
+    within backquotes elsewhere.
     """
-    text = text.replace("\\\n", " ")
-    for name, value in re.findall(r'^\s*(\w+)="([^"]*)"$', text, re.MULTILINE):
-        text = re.sub(rf"\${name}\b", value, text)
-    inline = re.findall(r"`([^`]*python\s+-m experiments\.[^`]*)`", text)
-    blocks = re.findall(r"^ {4}.*python -m experiments\..*$", text, re.MULTILINE)
-    for line in (*inline, *blocks):
-        for command in " ".join(line.split()).split("&&"):
-            command = command.partition("python -m experiments.")[2].partition("   #")[0]
-            if command:
-                program, *arguments = shlex.split(command, comments=True)
+    variables = {}
+    for statement in statements(text):
+        for name, value in variables.items():
+            statement = re.sub(rf"\${name}\b", lambda _, value=value: value, statement)
+        if re.match(VARIABLE, statement):
+            name, value = shlex.split(statement, comments=True)[0].split("=", 1)
+            variables[name] = value
+        for command in statement.partition(" #")[0].split("&&"):
+            called = command.partition("python -m experiments.")[2]
+            if called:
+                program, *arguments = shlex.split(called)
                 yield program, tuple(arguments)
+
+
+def statements(text):
+    """The lines of blocks, each with those that go on with it, and what stands in backquotes."""
+    lines, fenced, prose = [], False, []
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif lines and lines[-1].count('"') % 2:  # within a quotation
+            lines[-1] += f" {line.strip()}"
+        elif fenced or re.match(rf" {{4}}(.*python -m experiments\.|{VARIABLE})", line):
+            lines.append(line.strip())
+        elif not line.startswith("    "):
+            prose.append(line)
+    inline = re.findall(r"`([^`]+)`", "\n".join(prose))
+    return lines + [" ".join(span.split()) for span in inline if "python -m experiments." in span]
