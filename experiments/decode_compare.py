@@ -187,7 +187,10 @@ def greedy(policy: Policy, problems: list[Any], tags: list[int], budget: Budget 
 def chosen(
     judged: Judged, votes: np.ndarray, weights: np.ndarray | None = None, rule: Any = vote
 ) -> Spent:
-    """Choose among all of a problem's completions `[P, R]`; those without a vote cost as well."""
+    """Choose among all of a problem's completions by their `votes` and `weights`, both `[P, R]`.
+
+    Those without a vote cost as well.
+    """
     correct = judged.correct & (votes != None)  # noqa: E711 - of every element
     right = voted_accuracy(votes, correct, votes.shape[1], weights, rule)
     return Spent(right, float(judged.lengths.sum(axis=1).mean()), votes.shape[1])

@@ -260,7 +260,10 @@ def believe_paths(paths: Paths, k: int, floor: float) -> dict[str, np.ndarray]:
 
 
 def believe_vote(votes: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """The completions `[P, R]` that gave the answer of the largest weight; none without answers."""
+    """The completions that gave the answer of the largest weight; none without answers.
+
+    `votes`, `weights` and what is returned are `[P, R]`.
+    """
     winners = [
         vote(row, None if weights is None else weights[p], seed=p) for p, row in enumerate(votes)
     ]
@@ -271,7 +274,10 @@ def believe_vote(votes: np.ndarray, weights: np.ndarray | None = None) -> np.nda
 
 
 def believe_best(votes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The one completion `[P, R]` of the best score that gave an answer; none without answers."""
+    """The one completion of the best score that gave an answer; none without answers.
+
+    `votes`, `scores` and what is returned are `[P, R]`.
+    """
     believed = np.zeros(votes.shape, bool)
     for p, row in enumerate(votes):
         places = [None if answer is None else str(r) for r, answer in enumerate(row)]

@@ -50,6 +50,9 @@ def complaints(source):
             ]
             if arrays and not SHAPE.search(said + owner):
                 yield f"{name}: no shape of {', '.join(arrays)}, as `[B, T]`"
+            elif len(SHAPE.findall(said + owner)) < len(arrays):
+                silent = [a for a in arrays if not re.search(rf"\b{a}\b", said + owner)]
+                yield from (f"{name}: does not say which shape {a} has" for a in silent)
             if raises(node) and "ValueError" not in said:
                 yield f"{name}: does not name the ValueError that it raises"
 
@@ -78,10 +81,14 @@ def _private(x: jax.Array): raise ValueError
 def scored(x: jax.Array, key: jax.Array) -> None:
     """Of `[B, T]`."""
 
+def joined(x: jax.Array, y: jax.Array) -> None:
+    """x of `[B, T]`, and another."""
+
 def drawn(key: jax.Array) -> None:
     """Draws."""
 '''
     assert list(complaints(source)) == [
         "the module: no docstring", "read: no shape of x, as `[B, T]`", "other: no docstring",
         "check: does not name the ValueError that it raises",
+        "joined: does not say which shape y has",
     ]
