@@ -1,5 +1,6 @@
 """Packaging: metadata, dependencies, and the extras that parts of the project need."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -10,9 +11,12 @@ HF = ["tokenizers>=0.22", "safetensors>=0.6", "jinja2>=3.1.6", "protobuf>=5.29"]
 # The version of antlr is named, since other packages pin others.
 MATH_VERIFY = "math-verify[antlr4_13_2]>=0.9.0,<0.10"
 
+INIT = Path(__file__).with_name("reasoning") / "__init__.py"
+VERSION = re.search(r'__version__ = "(.+)"', INIT.read_text(encoding="utf-8"))[1]
+
 setup(
     name="reasoning",
-    version="0.1.0",
+    version=VERSION,
     description="Train language models that reason in several ways and choose the right one.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -23,6 +23,7 @@ from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import difference_estimate, mean_estimate, pass_at_k
 from reasoning.evaluation.policies import Judged, sample_and_judge
 from reasoning.runtime.meshes import use_mesh
+from reasoning.runtime.progress import announced
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
 
@@ -135,7 +136,8 @@ def measure(
             tags = np.zeros(samples, int)
             return sample_and_judge(setup.policy(params), setup.test, tags, key, filters)
 
-        judged, greedy = draw(settings.samples_per_tag, settings.temperature), draw(1, 0.0)
+        with announced(f"{name}  evaluation on {len(setup.test)} problems"):
+            judged, greedy = draw(settings.samples_per_tag, settings.temperature), draw(1, 0.0)
         rows = judged.rows(setup.task, setup.test)
         run.log_completions({"seed": seed, "arm": name, **row} for row in rows)
         return None, estimates(judged, greedy)

@@ -38,7 +38,7 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 
-from experiments import launch
+from experiments import launch, usage
 from experiments.batches import plan_batches
 from experiments.configs import countdown, group_words
 from experiments.growth import measure_growth, plot_growth
@@ -312,4 +312,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     jax.config.config_with_absl()
-    app.run(main)
+    app.run(main, flags_parser=usage.parse)

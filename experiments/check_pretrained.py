@@ -1,6 +1,7 @@
 """Whether a model directory computes here what it computes in `transformers`.
 
     python -m experiments.check_pretrained --model=DIR
+    python -m experiments.check_pretrained --model=DIR --length=200 --new_tokens=64 --tolerance=1e-3
 
 Loads the directory twice in float32, on the CPU there and on the first device here, and compares
 logits and log-probs of a padded batch and a greedy continuation with the cache, on random tokens.
@@ -19,7 +20,7 @@ import numpy as np
 from absl import app, flags
 from scipy.special import log_softmax
 
-from experiments import launch
+from experiments import launch, usage
 from reasoning.models.config import ModelConfig
 from reasoning.models.pretrained import load_config, load_params
 from reasoning.models.transformer import Transformer
@@ -64,7 +65,7 @@ def reference(directory: str | Path, tokens: np.ndarray, mask: np.ndarray, new_t
 def ours(
     config: ModelConfig, params: Any, tokens: np.ndarray, mask: np.ndarray, new_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same by this project's forward pass and its sampler."""
+    """The same of `tokens`, `mask` `[B, T]` by this project's forward pass and its sampler."""
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     score = jax.jit(Transformer(config).apply)
     logits, _ = score(params, tokens, segment_ids=jnp.asarray(mask), positions=positions)
@@ -127,4 +128,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=usage.parse)

@@ -1,7 +1,9 @@
-"""What does each way of spending tokens at inference win? One policy, one budget, one table.
+r"""What does each way of spending tokens at inference win? One policy, one budget, one table.
 
     python -m experiments.decode_compare --workdir=runs/decode \
         --config=experiments/configs/decode_compare.py:multiplication
+    python -m experiments.decode_compare --workdir=runs/compare_countdown \
+        --config=experiments/configs/decode_compare.py:countdown
 
 Trains a policy whose tags stand for strategies, and decodes held-out problems by each method of
 `METHODS`: greedy, beams, CoT-decoding, votes within the strategy that votes best on validation
@@ -123,7 +125,7 @@ def make_data(setup: Setup, config: ml_collections.ConfigDict) -> Data:
 def draw_pool(
     policy: Policy, problems: list[Any], per_tag: int, key: jax.Array, temperature: float
 ) -> Pool:
-    """Samples of every tag for each problem."""
+    """Samples of every tag for each problem, `[P, S, per_tag]`."""
     num_tags = policy.config.num_strategies
     tags = np.repeat(np.arange(num_tags), per_tag)
     drawn = sample_problems(policy, problems, tags, key, Filters(temperature))
@@ -185,7 +187,10 @@ def greedy(policy: Policy, problems: list[Any], tags: list[int], budget: Budget 
 def chosen(
     judged: Judged, votes: np.ndarray, weights: np.ndarray | None = None, rule: Any = vote
 ) -> Spent:
-    """Choose among all of a problem's completions `[P, R]`; those without a vote cost as well."""
+    """Choose among all of a problem's completions by their `votes` and `weights`, both `[P, R]`.
+
+    Those without a vote cost as well.
+    """
     correct = judged.correct & (votes != None)  # noqa: E711 - of every element
     right = voted_accuracy(votes, correct, votes.shape[1], weights, rule)
     return Spent(right, float(judged.lengths.sum(axis=1).mean()), votes.shape[1])
@@ -264,6 +269,10 @@ def compare_allocations(
 ) -> dict[str, list[Spent]]:
     """What 1, 2, 4, ... of n samples win under each rule of allocation: a vote of all of them, or
     those up to the first that a verifier finds right.
+
+    Args:
+      validation: samples that the prior of Thompson sampling is taken from.
+      shares: the policy's distribution over tags `[P, S]`.
     """
     num_problems, num_tags, _ = pool.votes.shape
     told, flat = pool.correct.astype(float), np.ones((num_tags, 2))

@@ -1,7 +1,9 @@
-"""A large teacher and small students: its samples, its distributions, or its word on their own.
+r"""A large teacher and small students: its samples, its distributions, or its word on their own.
 
     python -m experiments.distill --workdir=runs/distill \
         --config=experiments/configs/distill.py
+    python -m experiments.distill --workdir=runs/distill_full \
+        --config=experiments/configs/distill.py:full
 
 The teacher has learned from more demonstrations than the weak policy that all students start from.
 From there they learn with the same settings (`config.distill.students`):
@@ -224,6 +226,7 @@ def own_batch(
     """One completion of the policy's own for each of the problems, as rows.
 
     Args:
+      members: `[N]`, the problems' places in the study.
       buckets: lengths that rows are padded to, beside the longest possible.
     """
     text_format, model = study.setup.text_format, study.setup.model

@@ -1,4 +1,4 @@
-"""Score a policy on held-out problems, or completions that were made elsewhere.
+r"""Score a policy on held-out problems, or completions that were made elsewhere.
 
     python -m experiments.evaluate --workdir=runs/eval --config=experiments/configs/gsm8k.py \
         --config.model.policy=runs/gsm8k/policies/seed0/mixed_grpo
@@ -42,6 +42,7 @@ from reasoning.evaluation.estimators import (
 from reasoning.evaluation.policies import Judged, judge, sample_problems
 from reasoning.rewards.judges import check_gold
 from reasoning.runtime.meshes import check_mesh, make_mesh, use_mesh
+from reasoning.runtime.progress import announced
 from reasoning.runtime.runs import Run
 from reasoning.sampling.allocation import interleave
 from reasoning.sampling.filters import Filters
@@ -173,8 +174,9 @@ def run_protocols(run: Run, setup: Setup, config: ml_collections.ConfigDict) -> 
 
     def work(name: str) -> tuple[None, dict[str, Any]]:
         tags, sample_key, chosen, num_tags = protocols[name]
-        drawn = sample_problems(policy, setup.test, tags, sample_key, chosen, settings.batch)
-        judged = judge(policy, setup.test, drawn.tokens, drawn.mask)
+        with announced(f"{name}  evaluation on {len(setup.test)} problems"):
+            drawn = sample_problems(policy, setup.test, tags, sample_key, chosen, settings.batch)
+            judged = judge(policy, setup.test, drawn.tokens, drawn.mask)
         rows = judged.rows(setup.task, setup.test)
         run.log_completions({"protocol": name, **row} for row in rows)
         figures = estimates(judged, num_tags)

@@ -1,8 +1,11 @@
-"""Write a trained policy as a Hugging Face model directory, for serving and for other evaluators.
+r"""Write a trained policy as a Hugging Face model directory, for serving and for other evaluators.
 
-    python -m experiments.export --out=models/mine --config=FILE \
+    python -m experiments.export --out=models/mine --config=experiments/configs/gsm8k.py:imported \
         --config.model.directory=models/Qwen2.5-1.5B-Instruct \
-        --config.model.policy=runs/mine/policies/seed0/matched_gfpo
+        --config.model.policy=runs/mine/policies/seed0/mixed_grpo
+    python -m experiments.export --out=models/exact --config=experiments/configs/gsm8k.py:imported \
+        --config.model.directory=models/Qwen2.5-1.5B-Instruct --dtype=float32 \
+        --config.model.policy=runs/mine/policies/seed0/mixed_grpo
 
 The configuration is that of the run, which began with an imported model. Strategies that are rows
 of their own become added tokens, `<|strategy_1|>` and so on; a policy whose tags are textual has

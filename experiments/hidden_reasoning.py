@@ -1,7 +1,9 @@
-"""A policy that has learned to reason, a decoder that does not show it, and what brings it out.
+r"""A policy that has learned to reason, a decoder that does not show it, and what brings it out.
 
     python -m experiments.hidden_reasoning --workdir=runs/hidden \
         --config=experiments/configs/hidden_reasoning.py
+    python -m experiments.hidden_reasoning --workdir=runs/hidden_full \
+        --config=experiments/configs/hidden_reasoning.py:full
 
 1. A policy of 0.1M parameters learns to multiply eight elements of a group from problems of two
    kinds: a little over half of them with the bare answer, which it cannot find without steps, the
@@ -258,7 +260,10 @@ def believe_paths(paths: Paths, k: int, floor: float) -> dict[str, np.ndarray]:
 
 
 def believe_vote(votes: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """The completions `[P, R]` that gave the answer of the largest weight; none without answers."""
+    """The completions that gave the answer of the largest weight; none without answers.
+
+    `votes`, `weights` and what is returned are `[P, R]`.
+    """
     winners = [
         vote(row, None if weights is None else weights[p], seed=p) for p, row in enumerate(votes)
     ]
@@ -269,7 +274,10 @@ def believe_vote(votes: np.ndarray, weights: np.ndarray | None = None) -> np.nda
 
 
 def believe_best(votes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The one completion `[P, R]` of the best score that gave an answer; none without answers."""
+    """The one completion of the best score that gave an answer; none without answers.
+
+    `votes`, `scores` and what is returned are `[P, R]`.
+    """
     believed = np.zeros(votes.shape, bool)
     for p, row in enumerate(votes):
         places = [None if answer is None else str(r) for r, answer in enumerate(row)]

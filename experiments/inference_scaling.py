@@ -1,9 +1,11 @@
-"""Accuracy against tokens of thinking and against samples, for the policies of a quickstart run.
+r"""Accuracy against tokens of thinking and against samples, for the policies of a quickstart run.
 
     python -m experiments.quickstart --workdir=runs/quickstart --config.t1.steps=300 \
         --config.t1.keep_every=50
     python -m experiments.inference_scaling --workdir=runs/scaling \
         --config=experiments/configs/inference_scaling.py --config.scaling.run=runs/quickstart
+    python -m experiments.inference_scaling --workdir=runs/scaling_full \
+        --config=experiments/configs/inference_scaling.py:full --config.scaling.run=runs/quickstart
 
 1. Thinking, as T1 measures it (2501.11651): the thinking of the fine-tuned policy and of
    checkpoints of its reinforcement learning is cut after so many tokens. Then the policy itself

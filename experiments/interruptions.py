@@ -1,7 +1,9 @@
-"""Kill a run again and again at random moments: does it end as the run that nobody disturbed?
+r"""Kill a run again and again at random moments: does it end as the run that nobody disturbed?
 
     python -m experiments.interruptions --directory=runs/kills --kills=50 \
         --program=experiments.quickstart -- --config=experiments/configs/smoke.py
+    python -m experiments.interruptions --directory=runs/kills_sft --kills=5 \
+        --program=experiments.sft -- --config=experiments/configs/smoke.py --config.seed=1
 
 Runs the program once undisturbed, and then under SIGKILL at random moments, each time started again
 by the same command; a run that comes to its end is compared and followed by a new one, until there
@@ -25,6 +27,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags
+
+from experiments import usage
 
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs are written.", required=True)
 _PROGRAM = flags.DEFINE_string("program", "experiments.quickstart", "The launcher to disturb.")
@@ -126,4 +130,4 @@ def policies(run: Path) -> Iterator[tuple[str, list[bytes]]]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=usage.parse)

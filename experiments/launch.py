@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args
 
@@ -17,8 +18,9 @@ import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
-from experiments import sources
+from experiments import sources, usage
 from reasoning.evaluation import reports
 from reasoning.rewards.verdicts import TooManyFailures
 from reasoning.runtime.checkpoints import CannotRestore
@@ -31,10 +33,12 @@ from reasoning.runtime.runs import Run, Saving
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of malloc.h
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="The configuration file, with an optional preset after a colon."
+    "config", help_string="The file of the settings; countdown.py if left out."
 )
 _DEFAULT_CONFIG = Path(__file__).parent / "configs" / "countdown.py"
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's directory; the same command goes on in it."
+)
 _SAVE_EVERY = flags.DEFINE_float("save_every", 120.0, "Seconds between checkpoints.")
 _MAX_MINUTES = flags.DEFINE_float(
     "max_minutes", None, "Stop after so long; the same command goes on."
@@ -54,6 +58,11 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes; on TPUs it is found out.")
 _PROCESS = flags.DEFINE_integer("process_id", None, "This one; on TPUs it is found out.")
 
+# The flags that --help shows: of what reads a configuration, and of what writes a run.
+CONFIG_FLAGS = ("config",)
+RUN_FLAGS = ("workdir", "config", "max_minutes", "extend", "accelerator")
+ONE_SETTING = ("--config.KEY=VALUE", "One setting; --help=config lists all, as they are set.")
+
 Setup = TypeVar("Setup")
 Data = TypeVar("Data")
 Purpose = Literal["init", "tags", "assign", "evaluate", "rollouts", "validate", "difficulty"]
@@ -72,8 +81,7 @@ def refuse(error: object) -> NoReturn:
     message = f"the configuration has no key {error.args[0]}" if missing else str(error).strip()
     if "Traceback" in message:
         message = message.splitlines()[-1].partition(": ")[2]
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    usage.refuse(message)
 
 
 @contextlib.contextmanager
@@ -227,20 +235,65 @@ def keep_memory() -> None:
     malloc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)  # bytes at the end of the heap: the most it takes
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parse the flags, the default configuration where none is named; returns what is left."""
-    # The file comes before what changes it, wherever it was given; a default given to the flag
-    # itself would be loaded while this module is imported.
-    files = [a for a in argv[1:] if a.startswith(("--config=", "-config="))]
-    if not files and not {"--config", "-config"} & set(argv):
-        files = [f"--config={_DEFAULT_CONFIG}"]
-    argv = [argv[0], *files, *(a for a in argv[1:] if a not in files)]
+def parse(argv: list[str], shown: tuple[str, ...] = CONFIG_FLAGS) -> list[str]:
+    """Parse the flags, the default configuration where none is named; returns what is left.
+
+    Args:
+      shown: the flags of this module that `--help` shows; it ends the program.
+    """
+    usage.answer(argv, [*(usage.row(flags.FLAGS[name]) for name in shown), ONE_SETTING])
+    listed = [a for a in argv[1:] if a in ("--help=config", "-help=config")]
+    config_flags.register_flag_parser_for_type(tuple, Words())
     try:
-        left = flags.FLAGS(argv)
+        left = flags.FLAGS([argv[0], *_file_first([a for a in argv[1:] if a not in listed])])
         _CONFIG.value  # noqa: B018 - loads the file, so that its errors come here
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         refuse(error)
+    if listed:
+        print(config_flags.get_config_filename(flags.FLAGS["config"]))
+        print("\n".join(f"--config.{line}" for line in settings(_CONFIG.value)))
+        sys.exit(0)
     return left
+
+
+def _file_first(given: list[str]) -> list[str]:
+    """Flags with the configuration's file before what changes it, the default where none is named.
+
+    A default given to the flag itself would be loaded while this module is imported.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    names = ("--config", "-config")
+    pairs = [i for i, flag in enumerate(given[:-1]) if flag in names]
+    for i in reversed(pairs):
+        given = [*given[:i], f"--config={given[i + 1]}", *given[i + 2 :]]
+    files = [flag for flag in given if flag.partition("=")[0] in names and "=" in flag]
+    for flag in files:
+        path = flag.partition("=")[2].partition(":")[0]
+        if not Path(path).is_file():
+            raise ValueError(f"config={path}: there is no such file; see {_DEFAULT_CONFIG.parent}.")
+    return [*(files or [f"--config={_DEFAULT_CONFIG}"]), *(f for f in given if f not in files)]
+
+
+class Words(tuple_parser.TupleParser):
+    """Tuples of words may do without quotes: `a,b` is two of them."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        """As `TupleParser`."""
+        found = super().parse(argument)
+        if found != (argument,) or not isinstance(argument, str):
+            return found
+        return tuple(word.strip() for word in argument.strip("()").split(",") if word.strip())
+
+
+def settings(config: ml_collections.ConfigDict) -> Iterator[str]:
+    """Every setting as `section.key=value`, in the order of the file's sections."""
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from (f"{key}.{line}" for line in settings(value))
+        else:
+            yield f"{key}={value}"
 
 
 def configuration() -> ml_collections.ConfigDict:
@@ -267,4 +320,4 @@ def start(program: Callable[[ml_collections.ConfigDict, str], None]) -> None:
 
     jax.config.config_with_absl()
     logging.set_verbosity(logging.WARNING)  # no word on accelerators that are not there
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=partial(parse, shown=RUN_FLAGS))

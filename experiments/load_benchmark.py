@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import launch
+from experiments import launch, usage
 from reasoning.models.config import ModelConfig, make_config
 from reasoning.models.families import hf_config
 from reasoning.models.pretrained import load_config, load_params, weight_shards
@@ -148,4 +148,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=usage.parse)

@@ -1,6 +1,9 @@
-"""Plain fine-tuning blurs several solutions into one; set-supervised fine-tuning keeps them apart.
+r"""Plain fine-tuning blurs several solutions into one; set-supervised fine-tuning keeps them apart.
 
     python -m experiments.quickstart --workdir=runs/quickstart
+    python -m experiments.quickstart --workdir=runs/first --config=experiments/configs/smoke.py
+    python -m experiments.quickstart --workdir=runs/full \
+        --config=experiments/configs/countdown.py:full
 
 1. A base policy learns countdown's moves from correct traces in random order: no strategies.
 2. Four arms fine-tune it on the same problems, each with the traces of those of four strategies

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: any task, any algorithm, any starting policy.
+r"""Reinforcement learning with verifiable rewards: any task, any algorithm, any starting policy.
 
     python -m experiments.rl --workdir=runs/gfpo --config.arm=matched --config.rl.algorithm=gfpo \
         --config.rl.trained=strategies
@@ -289,7 +289,14 @@ def improve_policies(
     name: str,
     seeds: Sequence[int],
 ) -> tuple[list[Any], dict[str, float]]:
-    """The phase of `reinforce`, from its start or from where it was stopped."""
+    """The phase of `reinforce`, from its start or from where it was stopped.
+
+    Args:
+      chosen: of each seed, the indices `[K]` of its training problems.
+
+    Returns:
+      the policies, and what they took: `tokens` and `seconds`.
+    """
     # Side by side the seeds' samplers wait for each other, and an exit is only a test more.
     config = rl_config(setup, settings, early_exit=not seeds_side_by_side(len(seeds)))
     state, plan, keys = start_seeds(policies, chosen, settings, config, seeds)
@@ -493,7 +500,7 @@ def run_seeds(
 
 
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Run every seed, then report."""
+    """Run every seed, then report; what cannot work (ValueError) is refused in one line."""
 
     def build(config: ml_collections.ConfigDict) -> Setup:
         setup = set_up(config, (config.arm,))

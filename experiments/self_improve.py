@@ -1,22 +1,15 @@
-"""A weak policy that teaches itself by a verifier: rejection sampling, preferences, retries.
+r"""A weak policy that teaches itself by a verifier: rejection sampling, preferences, retries.
 
     python -m experiments.self_improve --workdir=runs/improve \
         --config=experiments/configs/self_improve.py
+    python -m experiments.self_improve --workdir=runs/star \
+        --config=experiments/configs/self_improve.py:star
 
 1. The base policy learns countdown from few demonstrations, each of which hits at the first try.
 2. Rounds of rejection sampling, by each of `config.improve.methods`. Round n samples the training
    problems from the policy of round n - 1, keeps what verifies, one completion for each sequence of
-   equations, and fine-tunes on it. The methods are settings of this one loop, `METHODS`:
-
-   | method  | a problem's samples       | kept | starts from | also trains on                     |
-   |---------|---------------------------|------|-------------|------------------------------------|
-   | star    | 1, greedy                 | 1    | base        | rationalised: told the answer      |
-   | rft     | 16 at temperature 0.7     | all  | base        | the demonstrations                 |
-   | rest_em | 16 at temperature 0.7     | 10   | base        | -                                  |
-
-   STaR (2203.14465), rejection-sampling fine-tuning (2308.01825; its paper makes one round of 100
-   samples), ReST-EM (2312.06585; 32 samples, each token one of the 40 likeliest: a sort, `top_k`,
-   that takes most of the time here). A field of `config.improve.override` changes any.
+   equations, and fine-tunes on it. The methods are settings of this one loop, `METHODS`: STaR
+   (2203.14465), rejection-sampling fine-tuning (2308.01825), ReST-EM (2312.06585).
 3. From the base policy's samples, right and wrong: DPO on pairs (2305.18290); and fine-tuning on
    chains of attempts up to the first right one (trial and error, T1 2501.11651), beside the right
    attempts of the same problems alone.
@@ -91,6 +84,15 @@ class Method:
         return Filters(self.temperature, self.top_k)
 
 
+# A field of `config.improve.override` changes any:
+#
+#   method    a problem's samples      kept   starts from   also trains on
+#   star      1, greedy                1      base          rationalised: told the answer
+#   rft       16 at temperature 0.7    all    base          the demonstrations
+#   rest_em   16 at temperature 0.7    10     base          -
+#
+# RFT's paper makes one round of 100 samples; ReST-EM's 32 samples, each token one of the 40
+# likeliest: a sort, `top_k`, that takes most of the time here.
 METHODS = {
     "star": Method(samples=1, temperature=0.0, cap=1, rationalise=True),
     "rft": Method(samples=16, temperature=0.7, demonstrations=True),

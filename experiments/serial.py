@@ -1,6 +1,8 @@
-"""Why intermediate tokens matter: answers at once, after fillers, or after a written trace.
+r"""Why intermediate tokens matter: answers at once, after fillers, or after a written trace.
 
     python -m experiments.serial --config=experiments/configs/serial.py --workdir=runs/serial
+    python -m experiments.serial --workdir=runs/serial_groups \
+        --config=experiments/configs/serial.py:groups
 
 A decoder of constant depth computes in parallel, and an answer that it gives at once is the work of
 so many layers; a trace makes a step of each token (2402.12875). For each problem, depth and arm,
@@ -139,7 +141,11 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def make_problem(config: ml_collections.ConfigDict, name: str, arm: str) -> Problem:
-    """The problem of that name, with its held-out instances."""
+    """The problem of that name, with its held-out instances.
+
+    Raises:
+      ValueError: a trace that the probes do not know.
+    """
     settings = config.problems[name]
     strategy = settings.trace if arm == "trace" else arm
     task = make_task(settings.task, (strategy,), **settings.arguments)
@@ -160,7 +166,11 @@ def make_problem(config: ml_collections.ConfigDict, name: str, arm: str) -> Prob
 
 
 def make_cells(config: ml_collections.ConfigDict, problem: Problem) -> list[Cell]:
-    """The cells of one arm of a problem, a depth each."""
+    """The cells of one arm of a problem, a depth each.
+
+    Raises:
+      ValueError: fewer tokens than one call's steps read.
+    """
     sample = examples_of(problem, config.seed, MEASURED)
     rows, at_once = config.training.rows, config.training.steps_at_once
     a_step = rows * np.mean([example.longest for example in sample])

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on several traces per problem: any task, any arm, any size.
 
     python -m experiments.sft --workdir=runs/random --config.arm=random
+    python -m experiments.sft --workdir=runs/first --config=experiments/configs/smoke.py
 
 Pre-trains a base policy that knows the task's moves but follows no strategy, fine-tunes it under
 one arm (`reasoning.learning.assignment`), evaluates it on held-out problems and writes the run
@@ -39,7 +40,7 @@ from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import spread_strategies
 from reasoning.rewards.host import HostFunction
 from reasoning.runtime.meshes import MeshShape, check_mesh, make_mesh, shard_rows
-from reasoning.runtime.progress import Progress
+from reasoning.runtime.progress import Progress, announced
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, check_lengths
@@ -437,12 +438,13 @@ def evaluate(
         run.stop_if_asked()
         return sample_and_judge(policy, problems, tags, key, filters)
 
-    judged = judge(setup.test, tag_major, keys[0], filters)
-    own = judge(setup.test, np.full(num_strategies, OWN_TAG), keys[1], filters)
-    validation = judge(setup.validation, tag_major, keys[2], filters)
-    # Greedy completions under one tag are all alike: the tags are repeated to keep one shape.
-    every_tag = np.resize(tags, num_strategies)
-    greedy = judge(setup.test, every_tag, keys[3], Filters(temperature=0.0))
+    with announced(f"{name}  evaluation on {len(setup.test)} problems"):
+        judged = judge(setup.test, tag_major, keys[0], filters)
+        own = judge(setup.test, np.full(num_strategies, OWN_TAG), keys[1], filters)
+        validation = judge(setup.validation, tag_major, keys[2], filters)
+        # Greedy completions under one tag are all alike: the tags are repeated to keep one shape.
+        every_tag = np.resize(tags, num_strategies)
+        greedy = judge(setup.test, every_tag, keys[3], Filters(temperature=0.0))
     rows = judged.rows(setup.task, setup.test)
     run.log_completions({"seed": seed, "arm": name, **row} for row in rows)
     return summarise(policy, judged, own, greedy, validation)

@@ -3,6 +3,8 @@
     python -m experiments.show_task --task=countdown --count=3 --seed=0
     python -m experiments.show_task --task=countdown4 --set largest=12 --set tries=20
     python -m experiments.show_task --task=group_words --split=test --set group=A5 --set length=4
+
+An argument that a task does not take is refused with those that it takes.
 """
 
 import os
@@ -12,6 +14,7 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments import usage
 from reasoning.data.tasks import TASKS, make_task
 from reasoning.data.tasks.base import SPLITS, Task, distinct_problems
 
@@ -52,7 +55,7 @@ def describe(task: Task, problem: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the problems; 2 and one sentence on stderr if the task cannot be made."""
+    """Print the problems; a ValueError on the way is status 2 and one sentence on stderr."""
     try:
         if argv[1:]:
             raise ValueError(f"{argv[1]!r} is no flag: write --set key=value for each argument.")
@@ -69,4 +72,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=usage.parse)

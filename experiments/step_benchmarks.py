@@ -283,7 +283,7 @@ def step_config(size: str) -> RLConfig:
 
 
 def letter_share(prompts: jax.Array, completions: Completions, metadata: Any) -> Verdicts:
-    """A reward that costs nothing: the share of one id."""
+    """A reward that costs nothing, `[B]`: the share of one id; `prompts` `[B, T]` are not read."""
     share = jnp.mean(completions.tokens == 3, axis=1)
     return Verdicts(share, jnp.full(share.shape, reason_id("scored")))
 

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import ml_collections
 from ml_collections.config_dict import placeholder
@@ -171,7 +172,7 @@ def evaluation_settings() -> ml_collections.ConfigDict:
     evaluation.validation_problems = 100
     evaluation.samples_per_tag = 4
     evaluation.temperature = 1.0
-    # What only experiments.evaluate reads.
+    # What only experiments.evaluate reads, which scores the policies of any run by its own file.
     evaluation.split = "test"
     evaluation.tag = 0  # under which greedy and single-tag completions are drawn
     evaluation.top_k = placeholder(int)
@@ -181,13 +182,19 @@ def evaluation_settings() -> ml_collections.ConfigDict:
     return evaluation
 
 
-def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
-    """The configuration of a preset."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}.")
+def check_preset(preset: str, presets: Iterable[str]) -> None:
+    """Refuse a preset that a file does not have (ValueError)."""
+    if preset not in presets:
+        raise ValueError(
+            f"preset={preset!r}: must be one of {', '.join(presets)}, as --config=FILE:PRESET."
+        )
+
+
+def fine_tuning_config() -> ml_collections.ConfigDict:
+    """What every program reads that fine-tunes a policy on countdown, and evaluates it."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.seeds = 5 if preset == "full" else 1
+    config.seeds = 1
     config.arm = "matched"  # for experiments.sft; the quickstart runs all four
     config.task = task_settings()
     config.corpus = corpus_settings()
@@ -200,6 +207,15 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.finetune.steps = 1000
     config.finetune.learning_rate = 5e-3
     config.loss = loss_settings()
+    config.evaluation = evaluation_settings()
+    return config
+
+
+def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
+    """The configuration of a preset."""
+    check_preset(preset, PRESETS)
+    config = fine_tuning_config()
+    config.seeds = 5 if preset == "full" else 1
     config.rl = rl_settings()
 
     # The quickstart's reinforced arms, at equal rollouts; an arm of 0 steps is left out.
@@ -226,6 +242,4 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config.ablation.grid = "samples"
     config.ablation.section = "t1"
     config.ablation.steps = 40
-
-    config.evaluation = evaluation_settings()
     return config

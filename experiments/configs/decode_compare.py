@@ -23,13 +23,14 @@ TASKS = {
 
 
 def get_config(preset: str = "S4") -> ml_collections.ConfigDict:
-    """The configuration of a task, at a quick scale or in full."""
+    """The configuration of a task, at a quick scale or in full; of another name, ValueError."""
     task, _, scale = preset.partition(",")
     if task not in TASKS or scale not in ("", "full"):
         raise ValueError(
-            f"preset={preset!r}: must be one of {', '.join(TASKS)}, with ,full for all of it."
+            f"preset={preset!r}: must be one of {', '.join(TASKS)}, with ,full for all of it, as "
+            "--config=FILE:PRESET."
         )
-    config = countdown.get_config()
+    config = countdown.fine_tuning_config()
     name, arguments, strategies, steps = TASKS[task]
     config.task.name = name
     if strategies:  # a tag for each from the start: no base policy, nothing to match

@@ -24,8 +24,7 @@ def distill_settings() -> ml_collections.ConfigDict:
 
 def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     """The configuration of a preset."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}.")
+    countdown.check_preset(preset, PRESETS)
     config = ml_collections.ConfigDict()
     # The settings were chosen on seed 0: the full scale has other seeds and held-out problems.
     config.seed = 1 if preset == "full" else 0

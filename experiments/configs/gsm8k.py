@@ -17,8 +17,7 @@ PRESETS = ("small", "imported")
 
 def get_config(preset: str = "small") -> ml_collections.ConfigDict:
     """The configuration of a preset."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}.")
+    countdown.check_preset(preset, PRESETS)
     config = countdown.get_config()
     config.arm = "mixed"
     config.corpus.name = "gsm8k"

@@ -24,9 +24,8 @@ def hidden_settings() -> ml_collections.ConfigDict:
 
 def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     """The configuration of a preset."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}.")
-    config = countdown.get_config()
+    countdown.check_preset(preset, PRESETS)
+    config = countdown.fine_tuning_config()
     config.seeds = 3 if preset == "full" else 1
     config.arm = "mixed"
     config.task.name = "group_words"
@@ -46,6 +45,7 @@ def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     # Else the noise of the last batches decides which kind of opening is the likelier one.
     config.finetune.final_share = 0.0
 
+    config.rl = countdown.rl_settings()
     config.rl.algorithm = "dr_grpo"
     config.rl.steps = 60
     config.rl.problems = 2000

@@ -9,13 +9,14 @@ Everything else (task, model, tokenizer, seeds) is read from the run itself.
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from experiments.configs import countdown
+
 PRESETS = ("quick", "full")
 
 
 def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     """The configuration of a preset."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}.")
+    countdown.check_preset(preset, PRESETS)
     full = preset == "full"
     scaling = ml_collections.ConfigDict()
     scaling.run = placeholder(str)  # the directory of a finished quickstart run

@@ -42,10 +42,9 @@ PODS = {
 
 def get_config(kind: str = "v5p") -> ml_collections.ConfigDict:
     """The countdown configuration at the size of a pod of this kind of chip."""
-    if kind not in PODS:
-        raise ValueError(f"pod={kind!r}: must be one of {', '.join(PODS)}.")
+    countdown.check_preset(kind, PODS)
     pod = PODS[kind]
-    config = countdown.get_config()
+    config = countdown.fine_tuning_config()
     config.model.preset = "7b"
     config.model.max_length = 4096
     config.plan = ml_collections.ConfigDict()
@@ -54,6 +53,7 @@ def get_config(kind: str = "v5p") -> ml_collections.ConfigDict:
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = pod.data, pod.fsdp, pod.tensor
     for phase in (config.pretrain, config.finetune):
         phase.optimizer, phase.learning_rate, phase.rows = "adamw", 1e-5, pod.rows
+    config.rl = countdown.rl_settings()
     config.rl.algorithm = "grpo"
     config.rl.learning_rate = 1e-6
     config.rl.prompts, config.rl.samples = 64, 8

@@ -51,8 +51,7 @@ PROBLEMS = {
 
 def get_config(preset: str = "quick") -> ml_collections.ConfigDict:
     """The configuration of a preset."""
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r}: must be one of {', '.join(PRESETS)}.")
+    countdown.check_preset(preset, PRESETS)
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.seeds = 1 if preset == "quick" else 3

@@ -137,7 +137,11 @@ class ImportedTokenizer:
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """The tokenizer's own eos, and every other that generation_config.json lists."""
+        """The tokenizer's own eos, and every other that generation_config.json lists.
+
+        Raises:
+          ValueError: an id that the tokenizer does not have, or none at all.
+        """
         listed = self.generation.get("eos_token_id")
         listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
         for i in listed:
@@ -166,6 +170,9 @@ class ImportedTokenizer:
 
         A pad that is an eos (Qwen 2.5, many conversions) tempts readers into masking the learned
         eos out of the loss; what fills a row makes no difference to the model.
+
+        Raises:
+          ValueError: there is no such id.
         """
         named = [self._named_id("pad_token"), self._named_id("unk_token")]
         bos = self._named_id("bos_token")

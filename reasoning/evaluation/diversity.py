@@ -34,6 +34,9 @@ def entropy(weights: ArrayLike) -> float:
 def effective_number(weights: ArrayLike) -> float:
     """exp(entropy): the number of equally used strategies that would be as diverse (Hill 1973).
 
+    Args:
+      weights: as `entropy`, any shape.
+
     Raises:
       ValueError: as `entropy`.
     """

@@ -157,6 +157,13 @@ def cons_at_k(answers: ArrayLike, correct: ArrayLike, k: int, seed: int = 0) -> 
     """How often the majority answer of k samples is correct: cons@k, or maj@k.
 
     `voted_accuracy` with one vote for each sample.
+
+    Args:
+      answers: `[P, N]` of strings, or None.
+      correct: bool `[P, N]`.
+
+    Returns:
+      float64 `[P]`.
     """
     return voted_accuracy(answers, correct, k, seed=seed)
 

@@ -120,7 +120,7 @@ def sample_and_judge(
     filters: Filters,
     batch_problems: int = 64,
 ) -> Judged:
-    """Sample each problem once per entry of `tags` and judge what comes out: `sample_problems`."""
+    """Sample each problem once per entry of `tags` `[R]`, as `sample_problems`, and judge it."""
     drawn = sample_problems(policy, problems, tags, key, filters, batch_problems)
     return judge(policy, problems, drawn.tokens, drawn.mask)
 

@@ -258,6 +258,16 @@ def _figure(
     return figure, list(axes[:panels])
 
 
+def _legend(figure: Figure, axes: Sequence[Any]) -> None:
+    """The lines of all panels in one legend above them, where it covers none."""
+    lines = {line.get_label(): line for ax in axes for line in ax.get_lines()}
+    columns = max(int(figure.get_figwidth() / 1.5), 1)
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside upper center", ncols=columns, frameon=False,
+        fontsize=8,
+    )
+
+
 def _colours(names: Iterable[str]) -> dict[str, Any]:
     """A colour for each arm or phase: its own, or its place between dark and light."""
     names = list(dict.fromkeys(names))
@@ -311,7 +321,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> F
                     )
     for ax, label in zip(axes, shown.values(), strict=True):
         ax.set(xlabel="step", ylabel=label)
-    axes[0].legend(frameon=False)
+    _legend(figure, axes)
     return figure
 
 
@@ -347,7 +357,7 @@ def accuracy_by_tag(arms: Mapping[str, Any], title: str = "") -> Figure:
         places = i + (np.arange(len(bars)) - (len(bars) - 1) / 2) * width
         ax.bar(places, 100 * values, 0.9 * width, yerr=100 * np.abs(errors), color=colours[arm],
                ecolor="#444444", capsize=2)
-    ax.set_xticks(range(len(arms)), list(arms))
+    ax.set_xticks(range(len(arms)), [arm.replace("_", "\n") for arm in arms])
     ax.set(ylabel="pass@1 by tag (%)")
     return figure
 
@@ -404,7 +414,7 @@ def estimate_curves(
             ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.set_title(title, fontsize=10)
-    axes[0].legend(frameon=False, fontsize=8)
+    _legend(figure, axes)
     return figure
 
 

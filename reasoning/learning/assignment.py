@@ -186,6 +186,10 @@ def matching_entropy(costs: jax.Array, batch: TraceBatch, match_tokens: int) -> 
 
     ln S where no tag prefers any trace, 0 where every trace belongs to one tag. The likelihood of
     n = min(T, L) tokens under tag i is exp(-n cost_i); tags are equally likely beforehand.
+
+    Args:
+      costs: `[N, S]`, each row's NLL per token under each tag, in nats.
+      match_tokens: L.
     """
     scored = jnp.clip(batch.lengths - batch.fork - 1, 0, match_tokens)
     log_posterior = jax.nn.log_softmax(-scored[:, None] * costs)

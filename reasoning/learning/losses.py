@@ -25,7 +25,7 @@ def token_nll(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def reduce_nll(
     nll: jax.Array, mask: jax.Array, reduction: Reduction, num_sets: jax.Array | int
 ) -> jax.Array:
-    """One loss from the label losses `[B, T]` under a mask `[B, T]` of 0 and 1.
+    """One loss from the label losses `nll` `[B, T]`, in nats, under a mask `[B, T]` of 0 and 1.
 
     token_mean: every label of the batch counts alike (the usual default of trainers).
     sequence_mean: every row counts alike, by its own mean.
@@ -40,7 +40,15 @@ def reduce_nll(
 def label_weights(
     mask: jax.Array, reduction: Reduction, num_sets: jax.Array | int
 ) -> jax.Array:
-    """What each label of a batch counts in `reduce_nll`, `[B, T]`: parts of the batch add up."""
+    """What each label of a batch counts in `reduce_nll`, `[B, T]`: parts of the batch add up.
+
+    Args:
+      mask: `[B, T]`, 1 on labels.
+      num_sets: `[]`, problems in the whole batch.
+
+    Raises:
+      ValueError: an unknown reduction.
+    """
     check_reduction(reduction)
     mask = mask.astype(jnp.float32)
     if reduction == "token_mean":
@@ -108,7 +116,11 @@ AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
-    """Mean of the values whose mask is 1, over an axis that is kept, or over all; 0 if none is."""
+    """Mean of the values whose mask is 1, over an axis that is kept, or over all; 0 if none is.
+
+    Args:
+      values, mask: of one shape, any.
+    """
     values = jnp.where(mask > 0, values * mask, 0.0)  # 0 times infinity is not a number
     total = jnp.sum(values, axis=axis, keepdims=axis is not None)
     return total / jnp.maximum(jnp.sum(mask, axis=axis, keepdims=axis is not None), 1.0)
@@ -121,6 +133,10 @@ def log_ratio(
 
     At level "sequence" its value is the mean over the sequence's tokens, and its gradient with
     respect to a token's log-prob is 1 (GSPO-token, 2507.18071 eq. 14).
+
+    Args:
+      log_probs, old_log_probs: `[B, N]`, in nats.
+      mask: `[B, N]`, 1 on the tokens of the mean.
     """
     tokens = log_probs - old_log_probs
     if level == "token":
@@ -227,6 +243,9 @@ def kl_estimate(
     only k2 has the gradient of the reverse KL; k1 belongs into the reward (its gradient as a loss
     is zero on average), k3 (GRPO's) is biased. |d| is held below 20, k3 below 10, against outliers.
 
+    Args:
+      log_probs, reference_log_probs: under pi and the reference, in nats, of one shape.
+
     Raises:
       ValueError: an unknown estimator.
     """
@@ -261,7 +280,12 @@ def top_entropy_mask(entropy: jax.Array, mask: jax.Array, fraction: float) -> ja
 
 
 def covariance(log_probs: jax.Array, advantages: jax.Array, mask: jax.Array) -> jax.Array:
-    """Each token's share in Cov(log pi, A), `[B, N]`: what drives entropy down (2505.22617)."""
+    """Each token's share in Cov(log pi, A), `[B, N]`: what drives entropy down (2505.22617).
+
+    Args:
+      log_probs, mask: `[B, N]`.
+      advantages: `[B, N]`, or `[B, 1]` of whole sequences.
+    """
     advantages = jnp.broadcast_to(advantages, log_probs.shape)
     centred = [values - masked_mean(values, mask) for values in (log_probs, advantages)]
     return jax.lax.stop_gradient(jnp.where(mask > 0, centred[0] * centred[1], 0.0))
@@ -273,6 +297,10 @@ def clip_cov_mask(
     """The mask without a random `fraction` of all tokens, drawn where low < cov < high.
 
     Clip-Cov (2505.22617): these tokens' loss is dropped. At least one is drawn where there is one.
+
+    Args:
+      cov: `covariance`, `[B, N]`.
+      mask: `[B, N]`, 1 on completion tokens.
     """
     inside = (cov > low) & (cov < high) & (mask > 0)
     dropped = jnp.maximum(jnp.floor(fraction * mask.sum()), 1.0).astype(jnp.int32)
@@ -286,6 +314,9 @@ def top_covariance(cov: jax.Array, mask: jax.Array, fraction: float) -> jax.Arra
 
     None whose covariance is not above 0: it does not lower the entropy, and where all advantages
     are alike every token is level with the largest.
+
+    Args:
+      cov, mask: `[B, N]`, as `clip_cov_mask`.
     """
     kept = jnp.maximum(jnp.floor(fraction * mask.sum()), 1.0).astype(jnp.int32)
     ranked = jnp.sort(jnp.where(mask > 0, cov, -jnp.inf).ravel(), descending=True)
@@ -295,6 +326,11 @@ def top_covariance(cov: jax.Array, mask: jax.Array, fraction: float) -> jax.Arra
 def value_loss(
     values: jax.Array, old_values: jax.Array, returns: jax.Array, clip: float
 ) -> jax.Array:
-    """PPO's clipped value loss per token `[B, N]` (1707.06347; Engstrom et al. 2005.12729)."""
+    """PPO's clipped value loss per token `[B, N]` (1707.06347; Engstrom et al. 2005.12729).
+
+    Args:
+      values, old_values, returns: `[B, N]`; the old ones are those before the rollouts' updates.
+      clip: how far from the old ones the values may help.
+    """
     held = old_values + jnp.clip(values - old_values, -clip, clip)
     return 0.5 * jnp.maximum((values - returns) ** 2, (held - returns) ** 2)

@@ -16,7 +16,7 @@ def update_reference(algorithm: Algorithm, reference: Any, params: Any, step: ja
     itself after every n-th update. Neither: unchanged.
 
     Args:
-      step: scalar int32, updates made so far, this one included.
+      step: int32 `[]`, updates made so far, this one included.
     """
     if algorithm.ema_decay is not None:
         decay = algorithm.ema_decay

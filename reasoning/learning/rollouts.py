@@ -300,6 +300,9 @@ def roll_out(
 ) -> Rollouts:
     """Sample, judge and shape; traceable where the reward is written in jnp.
 
+    Args:
+      allowed: `[V]` bool, ids that a completion may hold after its tag; others are garble.
+
     Raises:
       ValueError: while tracing, verdicts of a wrong shape or dtype; names the reward.
     """

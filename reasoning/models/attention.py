@@ -66,7 +66,7 @@ def attention_scale(config: ModelConfig) -> float:
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-    """c tanh(x / c): nearly x where it is small, never beyond c (Gemma 2, 2408.00118)."""
+    """c tanh(x / c) of any shape: nearly x where it is small, at most c (Gemma 2, 2408.00118)."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
@@ -104,6 +104,7 @@ def fused(
     """The same without a soft cap, by jax's own function: on GPUs the kernel of cuDNN.
 
     Args:
+      q, k, v, mask: as `attend`, `[B, T, N, H]`, twice `[B, K, C, H]`, and `[B, T, C]`.
       implementation: "cudnn" (bfloat16 alone) or "xla".
     """
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
@@ -123,6 +124,11 @@ def splash(
     """Causal attention within segments by the TPU's kernel; rows and heads are cut over a mesh.
 
     Heads and rows are padded to whole tiles.
+
+    Args:
+      q: `[B, T, N, H]`.
+      k, v: `[B, K, T, H]`, of the same tokens.
+      segment_ids: int32 `[B, T]`; a token sees those of its own.
     """
     length, width = q.shape[1], q.shape[3]
     tokens, lanes = -length % LANES, -width % LANES

@@ -34,7 +34,7 @@ def in_force() -> bool:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """The same array, cut over the mesh along its axes of these names."""
+    """The same array, any shape, cut over the mesh along its axes of these names."""
     if not in_force():
         return x
     mesh = jax.sharding.get_abstract_mesh()

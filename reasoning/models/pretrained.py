@@ -311,7 +311,7 @@ def from_file_layout(array: Any, layout: str, head_dim: int) -> Any:
 
 
 def to_file_layout(array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """The inverse of `from_file_layout`."""
+    """The inverse of `from_file_layout`: a parameter of any shape as the file's tensor."""
     if tensor.layout in ("transposed", "heads_in", "heads_out"):
         return np.ascontiguousarray(array.reshape(tensor.shape[::-1]).T)
     return array.reshape(tensor.shape)

@@ -91,7 +91,11 @@ def _extends(old: Any, new: Any, key: str = "") -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the run directory."""
+    """A JSON object from a file of the run directory.
+
+    Raises:
+      ValueError: the file holds something else.
+    """
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -110,7 +114,11 @@ def check_unfinished(
 
 
 def lock(path: Path) -> TextIO:
-    """The directory's lock, held until it is closed or the process ends, however it ends."""
+    """The directory's lock, held until it is closed or the process ends, however it ends.
+
+    Raises:
+      ValueError: another process holds it.
+    """
     lock = (path / ".lock").open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

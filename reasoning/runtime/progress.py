@@ -1,10 +1,21 @@
 """How far a phase is, for whoever watches."""
 
+import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
 
 from tqdm import tqdm
+
+
+@contextlib.contextmanager
+def announced(what: str) -> Iterator[None]:
+    """A line before work that has no steps to tell of, and one after it with its seconds."""
+    print(f"{what}: begins", flush=True)
+    started = time.monotonic()
+    yield
+    print(f"{what}: took {time.monotonic() - started:.0f} s", flush=True)
 
 
 @dataclasses.dataclass

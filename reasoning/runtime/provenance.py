@@ -12,13 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from reasoning import __version__
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "sentencepiece", "numpy")
 
 
 def versions() -> dict[str, str]:
     """What the figures depend on beside the configuration."""
     found = {package: metadata.version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), **found, "device": jax.devices()[0].device_kind}
+    ours = {"reasoning": __version__, "python": platform.python_version()}
+    return {**ours, **found, "device": jax.devices()[0].device_kind}
 
 
 def git_revision() -> str | None:

@@ -175,7 +175,7 @@ def thompson(
 def ucb1(wins: np.ndarray, losses: np.ndarray, _: np.random.Generator) -> np.ndarray:
     """UCB1 `[S]`: mean reward + sqrt(2 ln(draws of all tags) / draws of the tag) (Auer 2002).
 
-    A tag without draws comes first. Draws of the prior count as draws.
+    `wins` and `losses` are `[S]`; those of the prior count as draws. A tag without any comes first.
     """
     draws = wins + losses
     seen = np.where(draws > 0, draws, 1.0)

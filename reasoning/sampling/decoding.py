@@ -221,7 +221,11 @@ def beam_search(
 ) -> Beams:
     """The likeliest completions by beam search, without a reward for length.
 
-    Args: as `cot_decode`; `num_beams` is K.
+    Args:
+      prompts, prompt_mask: `[P, T]`, padded on the left.
+      tags: `[P]` int32, the tag of a prompt's beams, or OWN_TAG.
+      num_beams: K.
+      max_new_tokens: N, tag and <eos> included.
 
     Raises:
       ValueError: prompt and completion do not fit into the model's max_length.

@@ -79,7 +79,11 @@ def sample_in_slots(
 ) -> Samples:
     """Complete every prompt G times, in `num_slots` rows at a time.
 
-    Args: as `sample`; the loop's end depends on the data, so that it is not to be vmapped.
+    The loop's end depends on the data, so that it is not to be vmapped.
+
+    Args:
+      prompts, prompt_mask: `[P, T]`, as those that follow, as `sample`.
+      tags, keys: `[P, G]`.
       num_slots: R, at most P * G.
 
     Raises:

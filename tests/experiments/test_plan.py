@@ -64,10 +64,11 @@ def test_the_samplers_cost_is_that_of_a_token(reports):
     assert report.memory["cache"] == 2 * 2 * (rows // 4) * (2 // 2) * slots * 4 * 4
 
 
-def test_an_rl_update_is_planned_with_its_reference():
+def test_an_rl_update_is_planned_with_its_reference(tmp_path):
     config = tiny(fsdp=8)
     config.model.num_layers = 1
-    (report,) = plan.run(config, "cpu:8", ["RL update"])
+    (report,) = plan.run(config, "cpu:8", ["RL update"], hlo=str(tmp_path / "hlo"))
+    assert (tmp_path / "hlo" / "RL_update.txt").read_text().startswith("HloModule")
     assert report.memory["reference"] == report.memory["parameters"]
     assert report.fits and report.cost.flops > 0 and "fits" in plan_reports.table([report])
 

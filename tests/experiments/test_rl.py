@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import rl, rl_steps, sft
+from experiments import rl, rl_steps, sft, sources
 from experiments.configs import smoke
 from reasoning.models.transformer import init_params
 from reasoning.rewards.verdicts import Verdicts
-from reasoning.runtime.checkpoints import Checkpoints, load_tree
+from reasoning.runtime.checkpoints import Checkpoints, load_tree, save_tree
 from reasoning.runtime.runs import Run, Saving
 
 
@@ -67,13 +67,26 @@ def test_seeds_in_one_program_are_the_seeds_alone_and_in_turn(
     changes = {"algorithm": "dr_grpo", "steps": 3}
     alone, *_ = reinforce(tmp_path / "alone", setup, [policy], [1], **changes)
     in_turn, _, metrics, _ = reinforce(
-        tmp_path / "turn", setup, [policy], [1], **changes, one_program=False
+        tmp_path / "turn", setup, [policy], [1], **changes, one_program=False, keep_best=False
     )
+    assert [(tmp_path / name / "best").exists() for name in ("alone", "turn")] == [True, False]
     assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone[0], policy)))) > 0
     for other in (together[0][1], in_turn[0]):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), alone[0], other)
     rates = [row for row in metrics if "tokens_per_second/sampling" in row]
     assert len(rates) == 3 and all(row["tokens_per_second/update"] > 0 for row in rates)
+
+
+def test_one_of_the_seeds_that_were_trained_together_is_read(setup, policy, tmp_path):
+    config, path = smoke.get_config(), tmp_path / "both"
+    other = jax.tree.map(lambda x: x + 1, policy)
+    save_tree(path, [policy, other], {})
+    config.model.policy, config.model.policy_seed = str(path), 1
+    found = sources.first_params(config, setup.model, jax.random.key(1), None)
+    jax.tree.map(np.testing.assert_array_equal, found, other)
+    config.model.policy_seed = 2
+    with pytest.raises(ValueError, match=r"model.policy_seed=2: .* holds 2 seeds, from 0"):
+        sources.first_params(config, setup.model, jax.random.key(1), None)
 
 
 def test_seeds_on_several_devices_are_restored_there(setup, policy, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ def configuration():
     config.improve.methods = ("rest_em",)
     config.improve.override.rationalise = True
     config.improve.override.temperature = 1.0
+    config.improve.override.demonstrations = True
     # One shape for all that is sampled: it is compiled once.
     config.improve.override.samples = config.attempts.samples = 8
     config.finetune.problems = config.evaluation.problems = 12

@@ -17,12 +17,13 @@ from reasoning.runtime.runs import STOPPED, Run, Saving
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Two seeds of group words, tiny, under the arm `random`."""
+    """Two seeds of group words, tiny, under the arm `random`, whose rows are packed."""
     config = group_words.get_config()
     tiny = smoke.get_config()
     for section in ("pretrain", "finetune", "evaluation"):
         config[section].update(tiny[section].to_dict())
     config.arm, config.seeds = "random", 2
+    config.finetune.pack = 64
     workdir = tmp_path_factory.mktemp("runs") / "group"
     sft.main(config, str(workdir))
     return workdir

@@ -1,10 +1,13 @@
 """What is known before the first gradient, against numpy: penalties, KL, GAE, the critic."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reasoning.learning import rl_updates
 from reasoning.learning.experience import generalized_advantages, make_experience
 from reasoning.learning.rl_state import RLConfig, init_policy_state
 from reasoning.models.transformer import Transformer
@@ -133,6 +136,18 @@ def test_generalized_advantages(gae_lambda):
         got = generalized_advantages(rewards, np.zeros_like(values), mask, 1.0)
         to_go = np.cumsum((rewards * mask)[..., ::-1], axis=2)[..., ::-1] * mask
         np.testing.assert_allclose(got, to_go, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("clip", "loss"), [(0.5, 1.125), (2.0, 0.5)])
+def test_the_critics_values_are_clipped_as_the_algorithm_says(monkeypatch, rl_config, clip, loss):
+    # From 1 to 2 on the way to 3: held at 1.5, or free.
+    monkeypatch.setattr(rl_updates, "critic_values", lambda *_: jnp.array([[2.0]]))
+    part = types.SimpleNamespace(
+        prompts=None, tokens=None, old_values=jnp.array([[1.0]]), returns=jnp.array([[3.0]]),
+        weights=jnp.array([[1.0]]),
+    )
+    config = rl_config("ppo", dict(value_clip=clip))
+    assert rl_updates._critic_objective(None, part, config)[0] == pytest.approx(loss)
 
 
 def test_ppo_advantages_returns_and_the_critics_step(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from reasoning.runtime import provenance, runs
 from reasoning.runtime.directory import finished_results
-from reasoning.runtime.progress import Progress
+from reasoning.runtime.progress import Progress, announced
 from reasoning.runtime.provenance import fingerprint, first_difference
 from reasoning.runtime.runs import Run, Saving
 
@@ -71,7 +72,7 @@ def test_a_new_directory_is_made_and_described(workdir):
     about = json.loads((workdir / "config.json").read_text())
     assert about["config"] == json.loads(json.dumps(CONFIG))
     assert about["git"] == "abc+changes" and isinstance(about["command"], list)
-    assert {"python", "jax", "flax", "numpy", "device"} <= set(about["versions"])
+    assert {"reasoning", "python", "jax", "numpy", "device"} <= set(about["versions"])
 
 
 def test_an_empty_directory_is_as_good_as_none(workdir):
@@ -754,6 +755,14 @@ def test_weights_and_biases_gets_every_step_once_more(workdir, monkeypatch):
 
 
 # Progress
+
+
+def test_work_without_steps_is_announced(capsys):
+    with announced("matched  evaluation on 3 problems"):
+        assert capsys.readouterr().out == "matched  evaluation on 3 problems: begins\n"
+    assert re.fullmatch(
+        r"matched  evaluation on 3 problems: took \d+ s\n", capsys.readouterr().out
+    )
 
 
 def test_progress_prints_plain_lines_off_a_terminal(capsys):

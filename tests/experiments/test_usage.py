@@ -1,0 +1,109 @@
+"""Help and examples of every program, and the documentation's commands, parsed as they stand."""
+
+import ast
+import re
+
+import pytest
+from commands import PROGRAMS, ROOT, call, commands, processes
+
+DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with processes() as found:
+        yield found
+
+
+def docstring(program):
+    return ast.get_docstring(ast.parse((ROOT / "experiments" / f"{program}.py").read_text()))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_is_short_and_names_the_flags(pool, program):
+    status, text = pool.submit(call, program, ["--help"]).result()
+    assert status == 0
+    lines = text.splitlines()
+    assert len(lines) <= 45 and max(map(len, lines)) <= 100, text
+    assert text.startswith(docstring(program).splitlines()[0])
+    told = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+    source = (ROOT / "experiments" / f"{program}.py").read_text()
+    own = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
+    assert told > own, own - told
+    assert ("workdir" in told) == ("launch.start(" in source) and "helpfull" in told
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_its_examples_are_parsed(pool, program):
+    examples = [each for each in commands(docstring(program)) if each[0] == program]
+    assert len(set(examples)) >= 2
+    for _, arguments in examples:
+        assert_parsed(pool, program, arguments)
+
+
+def documented():
+    found = {}
+    for path in DOCS:
+        for program, arguments in commands(path.read_text()):
+            # Names alone, and what stands for any program, are no commands.
+            if arguments and program != "NAME" and not any("..." in a for a in arguments):
+                found.setdefault((program, arguments), path.name)
+    return found
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_commands_of_the_documentation_are_parsed(pool, program):
+    for name, arguments in documented():
+        assert name in PROGRAMS, name
+        if name == program:
+            assert_parsed(pool, program, arguments)
+
+
+def test_every_flag_is_given_by_a_test_or_a_command():
+    sources = [path.read_text() for path in (ROOT / "experiments").glob("*.py")]
+    defined = {
+        name for text in sources for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)
+    }
+    assert {"workdir", "config", "topology"} <= defined
+    shell = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("experiments/tpu/*"), *DOCS]
+    given = set(re.findall(r"--(\w+)", "".join([*sources, *(p.read_text() for p in shell)])))
+    assert sorted(defined - given) == []
+
+
+def assert_parsed(pool, program, arguments):
+    status, output = pool.submit(call, program, arguments, only_parse=True).result()
+    assert status == 0, f"{program} {' '.join(arguments)}\n{output}"
+    left = ast.literal_eval(output.splitlines()[-1])
+    if "--" in arguments:  # flags of another program
+        (other,) = (a.rpartition(".")[2] for a in arguments if a.startswith("--program="))
+        assert left == list(arguments[arguments.index("--") + 1 :])
+        assert_parsed(pool, other, left)
+    else:
+        assert left == []
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("sft", ["--workdirs=x"], "Unknown command line flag 'workdirs'"),
+        ("sft", ["--config.finetune.step=1"], "no key 'step' Did you mean"),
+        ("sft", ["--config=experiments/none.py"], "experiments/none.py: there is no such file"),
+        ("sft", ["--config=experiments/configs/countdown.py:ful"], "--config=FILE:PRESET"),
+        ("distill", ["--config=experiments/configs/distill.py:ful"], "--config=FILE:PRESET"),
+        ("benchmark", ["--siz=tiny"], "Unknown command line flag 'siz'"),
+        ("show_task", ["--count=0"], "count"),
+    ],
+)
+def test_a_mistyped_flag_is_one_sentence(pool, program, arguments, message):
+    status, output = pool.submit(call, program, arguments, only_parse=True).result()
+    assert status == 2 and output.startswith("error: ") and output.count("\n") == 1
+    assert message in output
+
+
+def test_the_settings_are_listed_as_they_are_set(pool):
+    arguments = ["--help=config", "--config.rl.steps=7", "--config.judge.rules=boxed,hashes"]
+    status, output = pool.submit(call, "rl", arguments).result()
+    path, *lines = output.splitlines()
+    assert status == 0 and path.endswith("experiments/configs/countdown.py")
+    assert "--config.judge.rules=('boxed', 'hashes')" in lines
+    assert {"--config.rl.steps=7", "--config.seed=0", "--config.model.d_model=None"} <= {*lines}
