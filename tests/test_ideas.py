@@ -115,10 +115,11 @@ def shown(page):
     return next(text for _, language, text in blocks(page) if language == "text")
 
 
-def described(name):
-    """What show_task prints of one problem."""
+def described(name, count):
+    """What show_task prints of a task's first problems."""
     task = make_task(name)
-    return show_task.describe(task, show_task.distinct_problems(task, "train", 0, 1)[0]) + "\n"
+    problems = show_task.distinct_problems(task, "train", 0, count)
+    return "\n\n".join(show_task.describe(task, problem) for problem in problems) + "\n"
 
 
 def set_up(name, num_strategies):
@@ -129,7 +130,7 @@ def set_up(name, num_strategies):
 
 def test_task(follow):
     follow("task")
-    assert described("my_task:GCD") == shown("task")
+    assert described("my_task:GCD", 2) == shown("task")
     setup, config = set_up("my_task:GCD", 2)
     assert len(sft.training_data(setup, config).finetune) == config.finetune.problems
     task, problem = setup.task, (26, 20)
@@ -144,7 +145,7 @@ def test_task(follow):
 
 def test_strategy(follow):
     follow("strategy")
-    assert described("my_strategy:Five") == shown("strategy")
+    assert described("my_strategy:Five", 1) == shown("strategy")
     setup, _ = set_up("my_strategy:Five", 5)
     problems = [setup.task.sample(0, index) for index in range(200)]
     traces = [(p, setup.task.trace(p, "products")) for p in problems]

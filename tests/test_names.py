@@ -170,7 +170,8 @@ class Wrong(Countdown):
     def sample(self, seed, index):
         if self.what == "sample":
             seed = self.seed = getattr(self, "seed", 0) + 1
-        return super().sample(seed, index)
+        problem = super().sample(seed, index)
+        return [problem] if self.what == "hash" else problem
 
     def prompt(self, problem):
         return super().prompt(problem) + (" ?" if self.what == "prompt" else "")
@@ -194,6 +195,7 @@ class Wrong(Countdown):
         ("num_traces", "num_traces=3, and it has 4 strategies"),
         ("strategies", "strategy 'never' solves none of 50 problems"),
         ("sample", r"sample\(0, 0\) gives another problem each time"),
+        ("hash", "its problem cannot be hashed, a list; make it a tuple"),
         ("prompt", r"'\?' in .* is none of its words"),
         ("steps", "whose steps check_trace does not all find valid"),
         ("spaces", "'' in .* is none of its words"),

@@ -24,7 +24,7 @@ def check_task(name: str, task: Any) -> None:
 
     Of 50 problems: every trace verifies, is valid in all its steps and is found again by
     `parse_completion`; texts are `words`, and numbers up to `max_number`, joined by single spaces;
-    a problem is a function of seed and index; each strategy solves some problem.
+    a problem can be hashed, and is a function of seed and index; each strategy solves some problem.
 
     Raises:
       ValueError: the first of these that does not hold, in one sentence.
@@ -40,6 +40,12 @@ def check_task(name: str, task: Any) -> None:
             f"task={name!r}: num_traces={task.num_traces}, and it has {len(task.strategies)} "
             "strategies; a problem may have a trace of each."
         )
+    for what, value in (("the task", task), ("its problem", task.sample(0, 0))):
+        if type(value).__hash__ is None:
+            raise ValueError(
+                f"task={name!r}: {what} cannot be hashed, a {type(value).__name__}; make it a "
+                "tuple, a frozen dataclass or a class without __eq__."
+            )
     solved = set()
     for index in range(COUNT):
         problem = task.sample(0, index)
