@@ -5,6 +5,7 @@ would who works in a checkout.
 """
 
 import importlib
+import json
 import os
 import re
 import runpy
@@ -15,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from experiments import check_pretrained, sft, show_task
 from experiments.configs import smoke
@@ -23,6 +25,7 @@ from reasoning.data.tasks import make_task
 from reasoning.evaluation.policies import judge, sample_problems
 from reasoning.learning.advantages import advantages
 from reasoning.learning.algorithms import make_algorithm
+from reasoning.models.pretrained import check_weights, load_config
 from reasoning.models.transformer import init_params
 from reasoning.sampling.filters import Filters
 
@@ -92,6 +95,7 @@ def test_every_command_of_a_page_runs_in_order(page, follow):
     shim.parent.mkdir()
     shim.write_text(
         '#!/bin/bash\ncase "$*" in\n'
+        '  *quickstart\\ *) set -- "$@" --config=experiments/configs/smoke.py ;;\n'
         f'  *gsm8k.py*) set -- "$@" {SMOKE} ;;\n'
         f'  *experiments.sft*|*experiments.rl*) set -- "$@" {SMOKE} {FEW_STEPS} ;;\n'
         f'esac\nexec {sys.executable} "$@"\n'
@@ -196,7 +200,7 @@ def test_corpus(follow):
     plain = load_corpus("jsonl", path="pens.jsonl", traces="traces", kind="number")
     corpus = load_corpus("my_corpus:pens", path=directory / "pens.jsonl", template="{question}")
     sizes = [len(c.train) + len(c.validation) + len(c.test) for c in (plain, corpus)]
-    assert sizes == [48 * 48, 2 * 48 * 48] and corpus.num_traces == 2
+    assert sizes == [38 * 38, 2 * 38 * 38] and corpus.num_traces == 2
     for question in (corpus.train[0], corpus.test[0]):
         example, _, asked = corpus.prompt(question).partition("\n\n")
         assert asked == question.question and question.question not in example
@@ -205,11 +209,65 @@ def test_corpus(follow):
         assert all(trace.endswith(f"#### {question.answer}") for trace in question.traces)
 
 
+PHI = {
+    "vocab_size": 9, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "sliding_window": 5, "model_type": "phi3",
+}
+PHI_LAYER = {
+    "self_attn.qkv_proj": (16, 8), "self_attn.o_proj": (8, 8), "mlp.gate_up_proj": (12, 8),
+    "mlp.down_proj": (8, 6), "input_layernorm": (8,), "post_attention_layernorm": (8,),
+}
+
+
+def write_phi(directory):
+    """A directory with the shapes of a tiny Phi-3, random, without `transformers`."""
+    rng = np.random.default_rng(0)
+    shapes = {f"layers.{i}.{name}": shape for i in range(2) for name, shape in PHI_LAYER.items()}
+    shapes |= {"embed_tokens": (9, 8), "norm": (8,)}
+    shapes = {f"model.{name}": shape for name, shape in shapes.items()} | {"lm_head": (9, 8)}
+    directory.mkdir(parents=True)
+    files = {f"{name}.weight": rng.normal(size=s).astype("float32") for name, s in shapes.items()}
+    save_file(files, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(PHI))
+    return files
+
+
+def convert(monkeypatch, *directories):
+    monkeypatch.setattr(sys, "argv", ["my_family.py", *map(str, directories)])
+    runpy.run_path("my_family.py", run_name="__main__")
+
+
 def test_family(follow, monkeypatch):
+    directory = follow("family")
+    theirs = write_phi(directory / "phi")
+    convert(monkeypatch, "phi", "ours")
+    config = load_config(directory / "ours")
+    check_weights(directory / "ours", config)
+    assert config.windows == (5, 5) and config.norm_epsilon == 1e-5 and not config.tied_head
+    ours = load_file(directory / "ours" / "model.safetensors")
+    for layer in (f"model.layers.{i}." for i in range(2)):
+        for whole, parts in (
+            ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
+        ):
+            joined = np.concatenate([ours.pop(f"{layer}{part}.weight") for part in parts])
+            np.testing.assert_array_equal(joined, theirs.pop(f"{layer}{whole}.weight"))
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name])
+    (directory / "phi" / "config.json").write_text(
+        json.dumps({**PHI, "rope_scaling": {"type": "longrope"}})
+    )
+    with pytest.raises(SystemExit, match="neither scaled nor partial"):
+        convert(monkeypatch, "phi", "again")
+
+
+@pytest.mark.slow
+def test_family_computes_what_transformers_does(follow, monkeypatch):
     pytest.importorskip("transformers")
     follow("family")
     runpy.run_path("tiny_phi3.py")
-    monkeypatch.setattr(sys, "argv", ["my_family.py", "models/tiny-phi3", "models/tiny"])
-    runpy.run_path("my_family.py", run_name="__main__")
+    convert(monkeypatch, "models/tiny-phi3", "models/tiny")
     found = check_pretrained.compare("models/tiny", 40, 4, "models/tiny-phi3")
     assert found["greedy_equal"] and max(found["logits"], found["log_probs"]) < 1e-4

@@ -72,7 +72,7 @@ def test_a_run_on_own_code_goes_on_and_is_told_from_another(
         ("task.name", "own_name:Mine", "there is no module own_name; run the program from"),
         ("task.name", "own_names:plain", "its argument log_ratio has no default"),
         ("corpus.name", "own_names:Mine", "returned Mine; return a Corpus"),
-        ("rl.override.advantage", "own_names:Mine", "must be a function of (rewards, valid)"),
+        ("rl.override.advantage", "own_names:Mine", "'own_names:Mine': raised ValueError on"),
         ("rl.override.kind", "own_names:absent", "kind='own_names:absent': module own_names has"),
     ],
 )
