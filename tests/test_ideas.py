@@ -40,6 +40,7 @@ SMOKE = (
     "--config.rl.steps=2 --config.rl.problems=60 --config.rl.prompts=4 --config.rl.samples=4 "
     "--config.rl.microbatches=1 --config.rl.validate_every=2 --config.finetune.steps=2"
 )
+QUICK = "--xla_backend_optimization_level=0"  # much is compiled and little computed
 FEW_STEPS = "--config.pretrain.steps=2"  # where there are any
 
 
@@ -95,14 +96,15 @@ def test_every_command_of_a_page_runs_in_order(page, follow):
     shim.parent.mkdir()
     shim.write_text(
         '#!/bin/bash\ncase "$*" in\n'
-        '  *quickstart\\ *) set -- "$@" --config=experiments/configs/smoke.py ;;\n'
+        '  *experiments.quickstart\\ *) set -- "$@" --config=experiments/configs/smoke.py ;;\n'
         f'  *gsm8k.py*) set -- "$@" {SMOKE} ;;\n'
         f'  *experiments.sft*|*experiments.rl*) set -- "$@" {SMOKE} {FEW_STEPS} ;;\n'
         f'esac\nexec {sys.executable} "$@"\n'
     )
     shim.chmod(0o755)
     script = "".join(text for _, language, text in blocks(page) if language == "sh")
-    environment = {**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}"}
+    path = f"{shim.parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "XLA_FLAGS": QUICK}
     done = subprocess.run(
         ["bash", "-e", "-c", script], capture_output=True, text=True, env=environment, check=False
     )
@@ -138,10 +140,12 @@ def test_task(follow):
     setup, config = set_up("my_task:GCD", 2)
     assert len(sft.training_data(setup, config).finetune) == config.finetune.problems
     task, problem = setup.task, (26, 20)
-    assert task.check_trace(problem, None, "20 6 , 6 2 , 4 2 , 2 2 , 2 0") == 1.0
-    assert task.check_trace(problem, None, "20 6 , 6 3 , 3 0") == pytest.approx(1 / 3)
-    assert task.check_trace(problem, "divide", "20 6 , 14 6 , 2 0") < 1.0
-    assert task.recognise(problem, "20 6 , 6 2 , 2 0") == "divide"
+    mixed = "26 % 20 = 6 , 20 % 6 = 2 , 6 - 2 = 4 , 4 - 2 = 2 , 2 % 2 = 0"
+    assert task.check_trace(problem, None, mixed) == 1.0 and task.recognise(problem, mixed) is None
+    wrong = "26 % 20 = 6 , 20 % 6 = 3 , 6 % 3 = 0"
+    assert task.check_trace(problem, None, wrong) == pytest.approx(1 / 3)
+    assert task.recognise(problem, wrong) == "divide", "a wrong remainder is no other strategy"
+    assert task.check_trace(problem, "divide", "26 % 20 = 6 , 20 - 6 = 14") == 0.5
     assert [task.verify(problem, each).correct for each in ("2", "4", "", None)] == [
         True, False, False, False
     ]
