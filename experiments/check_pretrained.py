@@ -2,9 +2,11 @@
 
     python -m experiments.check_pretrained --model=DIR
     python -m experiments.check_pretrained --model=DIR --length=200 --new_tokens=64 --tolerance=1e-3
+    python -m experiments.check_pretrained --model=DIR --reference=DIR
 
 Loads the directory twice in float32, on the CPU there and on the first device here, and compares
 logits and log-probs of a padded batch and a greedy continuation with the cache, on random tokens.
+`transformers` loads --reference instead, where a model was rewritten as another family's.
 Prints one JSON object; the exit status is 1 above the tolerance. Needs torch and transformers
 (extra [reference]).
 """
@@ -28,6 +30,7 @@ from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, sample, sequence_keys
 
 _MODEL = flags.DEFINE_string("model", None, "A Hugging Face model directory.")
+_REFERENCE = flags.DEFINE_string("reference", None, "What transformers loads; --model's, if not.")
 _LENGTH = flags.DEFINE_integer("length", 48, "Tokens of the longest row.", lower_bound=4)
 _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 16, "Tokens continued greedily.", lower_bound=1)
 _TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "The largest difference that passes.")
@@ -84,8 +87,13 @@ def ours(
     return np.asarray(logits), np.asarray(samples.tokens)
 
 
-def compare(directory: str | Path, length: int, new_tokens: int) -> dict[str, Any]:
+def compare(
+    directory: str | Path, length: int, new_tokens: int, original: str | Path | None = None
+) -> dict[str, Any]:
     """The largest differences of a model directory, and whether greedy continuations are equal.
+
+    Args:
+      original: the directory that `transformers` loads; None: the same.
 
     Raises:
       ValueError: the directory does not load here.
@@ -95,7 +103,7 @@ def compare(directory: str | Path, length: int, new_tokens: int) -> dict[str, An
     length = min(length, config.max_length - new_tokens)
     params = load_params(directory, config, jax.random.key(0))
     tokens, mask = random_batch(config.vocab_size, length)
-    theirs, their_words = reference(directory, tokens, mask, new_tokens)
+    theirs, their_words = reference(original or directory, tokens, mask, new_tokens)
     logits, words = ours(config, params, tokens, mask, new_tokens)
     seen = mask.astype(bool)
     scored = seen[:, 1:] & seen[:, :-1]
@@ -118,7 +126,9 @@ def main(_: list[str]) -> None:
         launch.refuse("model is missing: say which directory, --model=DIR.")
     try:
         with launch.refusals():
-            found = compare(_MODEL.value, _LENGTH.value, _NEW_TOKENS.value)
+            found = compare(
+                _MODEL.value, _LENGTH.value, _NEW_TOKENS.value, _REFERENCE.value
+            )
     except ImportError as error:
         launch.refuse(f"{error.name} is not installed: pip install '.[reference]'.")
     largest = max(found["logits"], found["log_probs"])

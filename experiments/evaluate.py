@@ -39,8 +39,9 @@ from reasoning.evaluation.estimators import (
     pass_curve,
     wilson_interval,
 )
-from reasoning.evaluation.policies import Judged, judge, sample_problems
+from reasoning.evaluation.policies import Judged, Policy, judge, sample_problems
 from reasoning.rewards.judges import check_gold
+from reasoning.runtime.directory import CONFIG, read_object
 from reasoning.runtime.meshes import check_mesh, make_mesh, use_mesh
 from reasoning.runtime.progress import announced
 from reasoning.runtime.runs import Run
@@ -93,6 +94,28 @@ def set_up(config: ml_collections.ConfigDict) -> Setup:
     check_lengths(model, prompt_length, 2)
     judge, mesh = sources.make_judge(config, task), make_mesh(mesh_shape(config))
     return Setup(task, text_format, model, judge, prompt_length, test, [], mesh)
+
+
+def policy_of_run(run: str | Path, phase: str) -> tuple[Setup, Policy]:
+    """What a run has trained, ready to be sampled from, and the run's problems, format and judge.
+
+        setup, policy = policy_of_run("runs/quickstart", "seed0/matched")
+        sample_problems(policy, setup.test, ...)
+
+    Args:
+      phase: a directory below RUN/policies.
+
+    Raises:
+      ValueError: there is no such run or policy, or it is damaged.
+    """
+    about = Path(run) / CONFIG
+    if not about.is_file():
+        raise ValueError(f"run={run}: holds no {CONFIG}; name the --workdir of a run.")
+    config = ml_collections.ConfigDict(read_object(about)["config"])
+    config.model.policy = str(Path(run) / "policies" / phase)
+    setup = set_up(config)
+    key = launch.run_key(config.seed, "init")
+    return setup, setup.policy(sources.first_params(config, setup.model, key, setup.mesh))
 
 
 def filters(config: ml_collections.ConfigDict) -> Filters:

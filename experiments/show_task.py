@@ -3,6 +3,7 @@
     python -m experiments.show_task --task=countdown --count=3 --seed=0
     python -m experiments.show_task --task=countdown4 --set largest=12 --set tries=20
     python -m experiments.show_task --task=group_words --split=test --set group=A5 --set length=4
+    python -m experiments.show_task --task=my_task:GCD    # a class of your own, in my_task.py
 
 An argument that a task does not take is refused with those that it takes.
 """
@@ -18,7 +19,7 @@ from experiments import usage
 from reasoning.data.tasks import TASKS, make_task
 from reasoning.data.tasks.base import SPLITS, Task, distinct_problems
 
-_TASK = flags.DEFINE_string("task", "countdown", f"One of {', '.join(TASKS)}.")
+_TASK = flags.DEFINE_string("task", "countdown", f"One of {', '.join(TASKS)}, or MODULE:ATTRIBUTE.")
 _COUNT = flags.DEFINE_integer("count", 3, "How many different problems to print.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the stream of problems.")
 _SPLIT = flags.DEFINE_enum("split", "train", SPLITS, "The split that the problems belong to.")

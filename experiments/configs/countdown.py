@@ -39,7 +39,7 @@ def mesh_settings() -> ml_collections.ConfigDict:
 def task_settings() -> ml_collections.ConfigDict:
     """Three numbers to 20, targets to 40, five tries. What is left at None is the task's own."""
     task = ml_collections.ConfigDict()
-    task.name = "countdown"
+    task.name = "countdown"  # or my_task:GCD, of your own (docs/ideas/task.md)
     task.strategies = ()  # those that write traces; (): all of the task's
     arguments = ("size", "largest", "target", "tries", "limit", "practice_tries")
     task.arguments = ml_collections.ConfigDict({name: placeholder(int) for name in arguments})

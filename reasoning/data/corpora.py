@@ -12,16 +12,18 @@ strategies: which trace gets which tag is for the assignment to find out.
 import dataclasses
 import functools
 import hashlib
+import inspect
 import itertools
 import json
 import os
 import pathlib
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from reasoning.data.questions import Question, by_hash, read_jsonl
 from reasoning.data.tasks.base import SPLITS, Split
+from reasoning.names import find, is_own
 
 SLOT = "{question}"  # where a template has the question
 
@@ -168,10 +170,13 @@ def load_corpus(
         load_corpus("math", "data/built", "data/aime.jsonl")
         load_corpus("jsonl", path="mine.jsonl", traces="solutions", kind="number", split="train")
         load_corpus("gym", dataset="chain_sum", size=1000, seed=0, max_terms=3)
+        load_corpus("my_corpus:capitals", template="{question} =")
 
     Args:
       name: gsm8k (train, test), svamp (split by hash, 70%, 10%, 20%), bbh (test alone), math, jsonl
-        or gym (split by hash). Without a validation split a tenth of train becomes it.
+        or gym (split by hash). Without a validation split a tenth of train becomes it. Or
+        MODULE:ATTRIBUTE: a function (or class) of your own that returns a Corpus; it is given
+        those of the arguments below that are not None, and must take them all but `directory`.
       directory: where gsm8k, svamp, bbh and math are built, once, as tensorflow-datasets; jsonl
         and gym are read anew each time and need none.
       path: the source's own files. For gsm8k, svamp and bbh: None downloads what is not built. For
@@ -185,11 +190,14 @@ def load_corpus(
 
     Raises:
       ValueError: in one sentence: unknown name, a field that the corpus does not take, files that
-        are missing or malformed, an extra that is not installed.
+        are missing or malformed, an extra that is not installed, a function that returns none.
     """
-    if name not in FIELDS:
-        raise ValueError(f"corpus={name!r}: must be one of {', '.join(FIELDS)}.")
+    own = find("corpus", name, dict.fromkeys(FIELDS))
     fields = {key: value for key, value in fields.items() if value is not None}
+    if is_own(name):
+        given = {"directory": directory, "path": path, "template": template}
+        given = {key: value for key, value in given.items() if value is not None}
+        return _own(name, own, {**given, **fields})
     for key, value in fields.items():
         if key not in FIELDS[name] and name != "gym":
             takes = ", ".join(("directory", "path", "template", *FIELDS[name]))
@@ -200,6 +208,25 @@ def load_corpus(
     if name == "gym":
         return make_corpus(f"gym/{fields.get('dataset')}", _gym(path, **fields), template)
     return _built(name, directory, path, template, **fields)
+
+
+def _own(name: str, build: Callable[..., Any], fields: Mapping[str, Any]) -> Corpus:
+    """The corpus that a function of the user's makes of the fields that are set."""
+    parameters = inspect.signature(build).parameters
+    fields = {key: fields[key] for key in fields if key in parameters or key != "directory"}
+    for key, value in fields.items():
+        if key not in parameters:
+            takes = ", ".join(parameters) or "nothing"
+            raise ValueError(f"{key}={value!r}: corpus {name!r} takes {takes}.")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in fields:
+            raise ValueError(f"corpus={name!r}: needs {key}, which is not given.")
+    corpus = build(**fields)
+    if not isinstance(corpus, Corpus):
+        raise ValueError(
+            f"corpus={name!r}: returned {type(corpus).__name__}; return a Corpus (make_corpus)."
+        )
+    return corpus
 
 
 def _built(

@@ -24,11 +24,15 @@ T1 does (arXiv 2501.11651):
     rloo(rewards - beta * kl) == rloo(rewards) - beta * (kl - leave-one-out mean of kl)
 """
 
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from reasoning.learning.own_functions import check_function
+from reasoning.names import find, is_own
 
 Estimator = Callable[[jax.Array, jax.Array], jax.Array]  # (rewards, valid) -> advantages
 
@@ -313,6 +317,7 @@ def penalise_after(
     return jnp.where(valid & penalised, -1.0, estimator(rewards, valid & ~penalised))
 
 
+# name -> a function of (rewards, valid), and of keywords `lengths` and `k` where it takes them
 ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
     "rloo": rloo,
     "grpo": grpo,
@@ -324,13 +329,20 @@ ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
     "pass_at_k": pass_at_k,
     "pkpo": pkpo,
 }
-NEEDS = {"opo": "lengths", "pass_at_k": "k", "pkpo": "k"}  # beside rewards and valid
 
 
 def check_advantage(name: str) -> None:
-    """Refuse an unknown method with one sentence (ValueError)."""
-    if name not in ADVANTAGES:
-        raise ValueError(f"advantage={name!r}: must be one of {', '.join(ADVANTAGES)}.")
+    """Refuse a method that is unknown, or one of your own that is no such function (ValueError)."""
+    method = find("advantage", name, ADVANTAGES)
+    if is_own(name):
+        arrays = {"rewards": "float32", "valid": "bool"}
+        check_function("advantage", name, method, arrays, {extra: 2 for extra in needs(name)})
+
+
+def needs(name: str) -> tuple[str, ...]:
+    """What a method takes beside rewards and valid: `lengths`, `k`."""
+    taken = inspect.signature(find("advantage", name, ADVANTAGES)).parameters
+    return tuple(extra for extra in ("lengths", "k") if extra in taken)
 
 
 def advantages(
@@ -341,14 +353,15 @@ def advantages(
     lengths: jax.Array | None = None,
     k: jax.Array | int | None = None,
 ) -> jax.Array:
-    """Advantages by the name of a method in `ADVANTAGES`; what it does not need is ignored.
+    """Advantages by the name of a method; what it does not need is ignored.
 
     Args:
-      name: a key of `ADVANTAGES`.
+      name: a key of `ADVANTAGES`, or MODULE:ATTRIBUTE: a function of your own, of (rewards, valid)
+        and, where it takes them, of keywords `lengths` and `k`.
       rewards: `[P, G]`.
       valid: bool `[P, G]`.
-      lengths: `[P, G]`, tokens; for opo.
-      k: size of the sets; for pass_at_k and pkpo.
+      lengths: `[P, G]`, tokens; as opo needs them.
+      k: size of the sets; as pass_at_k and pkpo need it.
 
     Returns:
       `[P, G]`.
@@ -356,12 +369,12 @@ def advantages(
     Raises:
       ValueError: an unknown name, or what the method needs is not given or out of range.
     """
-    check_advantage(name)
+    method = find("advantage", name, ADVANTAGES)
     given = {"lengths": lengths, "k": k}
-    needed = {extra: given[extra] for extra in given if extra == NEEDS.get(name)}
-    if any(value is None for value in needed.values()):
-        raise ValueError(f"advantage={name!r}: needs {NEEDS[name]}, which is not given.")
-    return ADVANTAGES[name](rewards, valid, **needed)
+    for extra in needs(name):
+        if given[extra] is None:
+            raise ValueError(f"advantage={name!r}: needs {extra}, which is not given.")
+    return method(rewards, valid, **{extra: given[extra] for extra in needs(name)})
 
 
 def _check_k(k: jax.Array | int, num_samples: int) -> None:

@@ -9,7 +9,7 @@ each to its paper and equation.
 import dataclasses
 from typing import Literal
 
-from reasoning.learning.advantages import ADVANTAGES
+from reasoning.learning.advantages import check_advantage, needs
 from reasoning.learning.losses import AGGREGATIONS, Aggregation, KLEstimator, Surrogate
 
 Positions = Literal["all", "fork", "fork_exact"]
@@ -21,8 +21,9 @@ class Algorithm:
     """How an RL step turns rewards into an update.
 
     Attributes:
-      advantage: how rewards of a group become advantages (`reasoning.learning.advantages`).
-      advantage_k: k of `pass_at_k` and `pkpo`.
+      advantage: how rewards of a group become advantages (`reasoning.learning.advantages`): a name,
+        or MODULE:ATTRIBUTE of a function of your own.
+      advantage_k: k of `pass_at_k`, `pkpo` and others that take it.
       surrogate: how the loss depends on the probability ratio.
       aggregation: how token losses become one loss (`token_weights`).
       positions: which tokens train: "all"; "fork", the strategy tag alone (global forking policy
@@ -82,7 +83,7 @@ class Algorithm:
         self._check_values()
         self._check_reference()
         self._check_positions()
-        if self.advantage in ("pass_at_k", "pkpo") and self.advantage_k is None:
+        if "k" in needs(self.advantage) and self.advantage_k is None:
             raise ValueError(f"advantage={self.advantage!r}: needs advantage_k.")
         if self.advantage == "pass_at_k" and self.kl_in_reward:
             raise ValueError(
@@ -94,8 +95,8 @@ class Algorithm:
 
     def _check_values(self) -> None:
         """Refuse a field whose value alone is wrong."""
+        check_advantage(self.advantage)
         for name, allowed in (
-            ("advantage", tuple(ADVANTAGES)),
             ("positions", ("all", "fork", "fork_exact")),
             ("penalty", ("none", "before", "after")),
             ("kl_estimator", ("k1", "k2", "k3")),

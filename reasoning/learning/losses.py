@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from reasoning.learning.own_functions import check_function
+from reasoning.names import find, is_own
+
 Reduction = Literal["token_mean", "sequence_mean", "set_sum"]
 REDUCTIONS: tuple[Reduction, ...] = ("token_mean", "sequence_mean", "set_sum")
 
@@ -72,7 +75,8 @@ class Surrogate:
 
     Attributes:
       kind: "clip" (PPO, 1707.06347), "cispo" (2506.13585), "sapo" (2511.20347) or "gmpo"
-        (2507.20673).
+        (2507.20673); or MODULE:ATTRIBUTE, a function of your own: `(log_ratio, advantages)`, both
+        `[B, N]` -> the loss of each token `[B, N]`.
       level: "token", or "sequence" for the geometric mean over a sequence's tokens (GSPO,
         2507.18071; "clip" only).
       clip_low, clip_high: the ratio is held in [1 - clip_low, 1 + clip_high]; for gmpo the log
@@ -84,7 +88,7 @@ class Surrogate:
       ValueError: an unknown name or an impossible combination.
     """
 
-    kind: Literal["clip", "cispo", "sapo", "gmpo"] = "clip"
+    kind: str = "clip"
     level: Literal["token", "sequence"] = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -92,10 +96,9 @@ class Surrogate:
     temperatures: tuple[float, float] = (1.0, 1.05)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("kind", KINDS), ("level", ("token", "sequence"))):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r}: must be one of {', '.join(allowed)}.")
+        _check_kind(self.kind)
+        if self.level not in ("token", "sequence"):
+            raise ValueError(f"level={self.level!r}: must be one of token, sequence.")
         if self.kind != "clip" and (self.level == "sequence" or self.dual_clip is not None):
             raise ValueError(
                 f"surrogate kind={self.kind!r}: sequence ratios and dual_clip belong to 'clip'."
@@ -106,6 +109,13 @@ class Surrogate:
             )
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"dual_clip={self.dual_clip}: must be above 1.")
+
+
+def _check_kind(kind: str) -> None:
+    """Refuse an unknown loss, or one of your own that is no such function (ValueError)."""
+    loss = find("kind", kind, dict.fromkeys(KINDS))
+    if is_own(kind):
+        check_function("kind", kind, loss, {"log_ratio": "float32", "advantages": "float32"})
 
 
 Aggregation = Literal[
@@ -162,8 +172,8 @@ def policy_loss(
 
     Returns:
       `[B, N]`, and where the clipping acts: `clip_ratio/low_mean`, `clip_ratio/high_mean` and
-      `clip_ratio/region_mean` (either), shares of the tokens (for sapo, which does not clip, where
-      "clip" would). A log ratio is held below 20 against overflow.
+      `clip_ratio/region_mean` (either), shares of the tokens (for sapo and functions of your own,
+      which do not clip, where "clip" would). A log ratio is held below 20 against overflow.
     """
     advantages = jnp.broadcast_to(advantages, log_probs.shape)
     # A masked log-prob may be infinite: its gradient would be 0 times infinity.
@@ -189,6 +199,8 @@ def policy_loss(
     elif surrogate.kind == "sapo":
         tau = jnp.where(advantages > 0, *surrogate.temperatures)
         loss = -jax.nn.sigmoid(tau * (ratio - 1.0)) * 4.0 / tau * advantages
+    elif is_own(surrogate.kind):
+        loss = find("kind", surrogate.kind, {})(logs, advantages)
     else:  # gmpo: the geometric mean of the clipped ratios, the same for every token
         clipped = jnp.where(
             advantages > 0,

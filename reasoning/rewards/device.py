@@ -38,10 +38,10 @@ JudgeRow = Callable[[ReadAnswer, jax.Array, jax.Array, Any], jax.Array]
 def device_reward(task: Task, tokenizer: Tokenizer) -> RewardFn | None:
     """The task's reward in jnp, None if it has none; the same object for the same arguments.
 
-    The class must be one of those named here: a subclass may judge in another way.
+    It is chosen by the verifier: a subclass has it unless it has a `verify` of its own.
     """
-    makers = {Countdown: countdown_reward, GroupWords: group_words_reward}
-    maker = makers.get(type(task))
+    makers = {Countdown.verify: countdown_reward, GroupWords.verify: group_words_reward}
+    maker = makers.get(type(task).verify)
     return maker and maker(task, tokenizer)
 
 
@@ -55,12 +55,12 @@ def problem_arrays(task: Task, problems: Sequence[Any]) -> dict[str, np.ndarray]
       ValueError: no problems, problems of different or too small sizes, elements that the group
         does not have, or a task without a reward on the device.
     """
-    if type(task) is Countdown:
+    if type(task).verify is Countdown.verify:
         numbers = _rectangle("numbers", [problem.numbers for problem in problems])
         if numbers.shape[1] < 2:
             raise ValueError(f"numbers: {numbers[0].tolist()} is too short; give at least 2.")
         return {"numbers": numbers, "target": np.array([p.target for p in problems], np.int32)}
-    if type(task) is GroupWords:
+    if type(task).verify is GroupWords.verify:
         word = _rectangle("word", problems)
         if word.size and not (word.min() >= 0 and word.max() <= task.max_number):
             raise ValueError(

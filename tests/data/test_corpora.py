@@ -432,7 +432,8 @@ def test_load_corpus_reads_each_source(build, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(name="gsm9k"), "corpus='gsm9k': must be one of gsm8k, svamp, bbh, math, jsonl, gym."),
+        (dict(name="gsm9k"), "corpus='gsm9k': must be one of gsm8k, svamp, bbh, math, jsonl, gym, "
+         "or MODULE:ATTRIBUTE of your own."),
         (dict(name="gsm8k"), "directory=None: say where gsm8k is built, or shall be."),
         (dict(name="gsm8k", directory="D", path="X"), "path='X': there is no such file or folder."),
         (dict(name="gsm8k", directory="D", path="."),

@@ -25,6 +25,7 @@ EVERY_TASK = pytest.mark.parametrize("name", TASKS)
 # Each step does one thing, and every strategy finds the answer.
 STEPWISE = ("group_words", "group_words_c6", "expressions", "circuits", "squaring")
 COUNT = 60
+OWN = "or MODULE:ATTRIBUTE of your own"
 
 
 def problems_and_traces(name):
@@ -241,7 +242,7 @@ def test_an_unknown_strategy_is_refused(name):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("sudoku", {}, f"task='sudoku': must be one of {', '.join(TASKS)}."),
+        ("sudoku", {}, f"task='sudoku': must be one of {', '.join(TASKS)}, {OWN}."),
         ("group_words", {"size": 3}, "size=3: task 'group_words' takes group, length, sparse."),
         ("countdown", {"size": True}, "size=True: task 'countdown' takes int here."),
         ("countdown", {"tries": False}, "tries=False: task 'countdown' takes int here."),

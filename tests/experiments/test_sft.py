@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import quickstart, sft, sources
+from experiments import evaluate, quickstart, sft, sources
 from experiments.configs import group_words, smoke
 from reasoning.data.pipelines import practice_examples
+from reasoning.data.tokenizers import Tokenizer
+from reasoning.runtime.checkpoints import load_tree
 from reasoning.runtime.meshes import use_mesh
 from reasoning.runtime.runs import STOPPED, Run, Saving
 
@@ -111,6 +113,30 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "moved"), losses(tmp_path / "alone"), atol=1e-5)
     attempts = (tmp_path / "moved" / "attempts.jsonl").read_text().splitlines()
     assert len(attempts) == 2
+
+
+def test_a_policy_of_a_run_is_opened_with_what_it_reads(finished):
+    setup, policy = evaluate.policy_of_run(finished, "seed1/random")
+    zeros = jax.tree.map(np.zeros_like, policy.params)
+    saved = load_tree(finished / "policies" / "seed1" / "random", zeros)
+    jax.tree.map(np.testing.assert_array_equal, policy.params, saved)
+    assert setup.task.name == "group_words" and len(setup.test) == 12
+    tokenizers = [x.fingerprint for x in (
+        policy.text_format.tokenizer, Tokenizer.load(finished / sources.TOKENIZER)
+    )]
+    assert tokenizers[0] == tokenizers[1]
+
+
+@pytest.mark.parametrize(
+    ("run", "phase", "message"),
+    [
+        ("no", "seed0/random", "run=no: holds no config.json"),
+        (None, "seed9/random", "no such directory"),
+    ],
+)
+def test_what_no_run_holds_is_refused(run, phase, message, finished):
+    with pytest.raises(ValueError, match=message):
+        evaluate.policy_of_run(run or finished, phase)
 
 
 def test_a_directory_of_another_program_is_refused(finished, capsys):

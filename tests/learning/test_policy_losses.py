@@ -704,7 +704,7 @@ def test_value_loss_known_values():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(kind="ppo"), r"kind='ppo': must be one of clip, cispo, sapo, gmpo\."),
+        (dict(kind="ppo"), r"kind='ppo': must be one of clip, .*, or MODULE:ATTRIBUTE .*"),
         (dict(level="row"), r"level='row': must be one of token, sequence\."),
         *(
             (

@@ -4,6 +4,7 @@
 tasks' verifiers, and the device must give the same reason for every one.
 """
 
+import dataclasses
 import functools
 import random
 
@@ -333,12 +334,22 @@ def test_no_white_space_lies_beyond_the_table():
 
 
 def test_device_reward_chooses_by_class():
+    class Longer(Countdown):
+        """Searches longer, and verifies as its parent."""
+
+        strategies = (*Countdown.strategies, "other")
+
     class Other(Countdown):
-        """Might verify in another way."""
+        """Verifies in another way."""
+
+        def verify(self, problem, answer):
+            return dataclasses.replace(super().verify(problem, answer), correct=True)
 
     for name in TASKS:
         on_device = name.startswith(("countdown", "group_words"))
         assert (device_reward(make_task(name), tokenizer_of(name)) is not None) == on_device
+    assert device_reward(Longer(), WORDS) is not None
+    assert problem_arrays(Longer(), [PROBLEM])["target"].tolist() == [PROBLEM.target]
     assert device_reward(Other(), WORDS) is None
     with pytest.raises(ValueError, match=r"task=Other: it has no reward on the device; use host"):
         problem_arrays(Other(), [PROBLEM])

@@ -1,10 +1,14 @@
-"""The tasks by name: `make_task("countdown4")` builds a preset, keyword arguments change it."""
+"""The tasks by name: `make_task("countdown4")` builds a preset, keyword arguments change it.
+
+`make_task("my_task:GCD")` builds a task of your own, and looks at it first (`checks`).
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from reasoning.data.tasks.base import Task
+from reasoning.data.tasks.checks import check_task
 from reasoning.data.tasks.circuits import Circuits
 from reasoning.data.tasks.countdown import Countdown
 from reasoning.data.tasks.expressions import Expressions
@@ -13,6 +17,7 @@ from reasoning.data.tasks.knights import Knights
 from reasoning.data.tasks.multiplication import Multiplication
 from reasoning.data.tasks.paths import Paths
 from reasoning.data.tasks.squaring import Squaring
+from reasoning.names import find, is_own
 
 # name -> (class, arguments)
 TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
@@ -42,6 +47,8 @@ def make_task(name: str, strategies: Sequence[str] = (), **arguments: Any) -> Ta
     """The task of a preset, with some of its arguments replaced.
 
     Args:
+      name: a key of `TASKS`, or MODULE:ATTRIBUTE: a class of your own, or a function that returns
+        its object.
       strategies: those of the task's strategies that write traces, in this order; () for all.
 
     An argument of None is dropped, whether the task takes it or not: the preset's own value holds.
@@ -49,12 +56,11 @@ def make_task(name: str, strategies: Sequence[str] = (), **arguments: Any) -> Ta
 
     Raises:
       ValueError: unknown name; a strategy that the task does not have; an argument other than None
-        that the task does not take, or of another type than its default (a bool is no int); or a
-        value that the task refuses.
+        that the task does not take, or of another type than its default (a bool is no int); a
+        value that the task refuses; or a task of your own that is none (`check_task`).
     """
-    if name not in TASKS:
-        raise ValueError(f"task={name!r}: must be one of {', '.join(TASKS)}.")
-    build, preset = TASKS[name]
+    found = find("task", name, TASKS)
+    build, preset = (found, {}) if is_own(name) else found
     parameters = inspect.signature(build).parameters
     arguments = {key: value for key, value in arguments.items() if value is not None}
     for key, value in arguments.items():
@@ -63,7 +69,12 @@ def make_task(name: str, strategies: Sequence[str] = (), **arguments: Any) -> Ta
         kind = type(parameters[key].default)  # every argument of a task has a default
         if type(value) is not kind:
             raise ValueError(f"{key}={value!r}: task {name!r} takes {kind.__name__} here.")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty:
+            raise ValueError(f"task={name!r}: its argument {key} has no default; give it one.")
     task = build(**{**preset, **arguments})
+    if is_own(name):
+        check_task(name, task)
     for strategy in strategies:
         if strategy not in task.strategies:
             raise ValueError(

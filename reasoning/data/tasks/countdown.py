@@ -125,8 +125,10 @@ def _orders(target: int) -> dict[str, Order]:
 Found = tuple[Step, str, tuple[Step, ...]]
 
 
-def _forward(numbers: tuple[int, ...], target: int, limit: int, order: Order) -> Iterator[Found]:
-    """Depth-first search over operations in the given order."""
+def forward_search(
+    numbers: Sequence[int], target: int, limit: int, order: Order
+) -> Iterator[Found]:
+    """Depth-first search over operations in the given order: those of smaller keys first."""
 
     def search(numbers: tuple[int, ...], path: tuple[Step, ...]) -> Iterator[Found]:
         for step in sorted(_forward_steps(numbers, limit), key=order):
@@ -138,7 +140,9 @@ def _forward(numbers: tuple[int, ...], target: int, limit: int, order: Order) ->
     yield from search(tuple(sorted(numbers)), ())
 
 
-def _backward(numbers: tuple[int, ...], target: int, limit: int, order: Order) -> Iterator[Found]:
+def backward_search(
+    numbers: Sequence[int], target: int, limit: int, order: Order
+) -> Iterator[Found]:
     """Depth-first search from the target: undo operations until two numbers are left to try."""
 
     def search(numbers: tuple[int, ...], goal: int, path: tuple[Step, ...]) -> Iterator[Found]:
@@ -251,7 +255,7 @@ class Countdown:
 
     def trace(self, problem: CountdownProblem, strategy: str) -> Trace | None:
         """The strategy's search up to its success, None if it runs out of tries."""
-        return _bounded(self._search(problem, strategy), self.tries)
+        return _bounded(self.search(problem, strategy), self.tries)
 
     def completions(self, problem: CountdownProblem) -> list[str]:
         """The distinct traces of the strategies that solve it, sorted."""
@@ -260,7 +264,7 @@ class Countdown:
     def practice(self, problem: CountdownProblem, rng: random.Random) -> str | None:
         """A search in random order, forward or backward, that happens to succeed in time."""
         for _ in range(10):
-            search = rng.choice((_forward, _backward))
+            search = rng.choice((forward_search, backward_search))
             found = search(
                 problem.numbers, problem.target, self.max_number, lambda _: (rng.random(),)
             )
@@ -306,7 +310,7 @@ class Countdown:
             return 0.0
         valid = _valid_steps(problem, written, self.max_number)
         if strategy is not None:
-            taken = itertools.islice(self._search(problem, strategy), len(written))
+            taken = itertools.islice(self.search(problem, strategy), len(written))
             expected = [step.text(check) for step, check, _ in taken]
             valid = [ok and text in expected[i : i + 1] for i, (ok, text) in
                      enumerate(zip(valid, written, strict=True))]
@@ -321,7 +325,7 @@ class Countdown:
         written = [_choice(text) for text in split_steps(steps)]
         shared = {}
         for strategy in self.strategies:
-            search = self._search(problem, strategy)
+            search = self.search(problem, strategy)
             taken = (_choice(step.text(check)) for step, check, _ in search)
             same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(written, taken))
             shared[strategy] = sum(1 for _ in same)
@@ -354,16 +358,23 @@ class Countdown:
         retried = [step for step in split_steps(steps) if step not in written]
         return Trace(" ".join(failed + retried), answer).completion
 
-    def _search(self, problem: CountdownProblem, strategy: str) -> Iterator[Found]:
+    def search(self, problem: CountdownProblem, strategy: str) -> Iterator[Found]:
+        """What a strategy tries, in its order: all that makes it different from the others.
+
+        A subclass with another strategy names it in `strategies`, counts it in `num_traces` and
+        answers for it here (docs/ideas/strategy.md).
+        """
         check_strategy(self, strategy)
         orders = _orders(problem.target)
         if strategy == "backward":
             # Undo with the largest number first; then try x, + and - on the last two.
-            return _backward(
+            return backward_search(
                 problem.numbers, problem.target, self.max_number,
                 lambda s: (-s.b, "-/+".index(s.op)) if s.back else ("*+-".index(s.op),),
             )
-        return _forward(problem.numbers, problem.target, self.max_number, orders[strategy])
+        return forward_search(
+            problem.numbers, problem.target, self.max_number, orders[strategy]
+        )
 
 
 _STEP = re.compile(r"(?:from )?\S+ \S+ \S+ = \S+ (?:,|yes|high|low)|\S+")
