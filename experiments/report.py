@@ -137,7 +137,7 @@ def policy_folder(path: Path, first: int, seed: int, arm: str) -> tuple[Path, in
     policies = (path / "policies").resolve()
     for folder, place in ((f"seed{seed}", 0), (f"seed{first}", seed - first)):
         found = (policies / folder / arm).resolve()
-        if found.is_dir() and policies in found.parents:
+        if found.is_dir() and found.parent == policies / folder:
             return found, place
     raise ValueError(f"the run holds no policies/seed{seed}/{arm}.")
 

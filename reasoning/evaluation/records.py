@@ -165,4 +165,5 @@ def differences(configs: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
     flat = [flattened(config) for config in configs]
     keys = list(dict.fromkeys(key for each in flat for key in each))
     values = {key: [each.get(key, "(none)") for each in flat] for key in keys}
-    return {key: found for key, found in values.items() if any(v != found[0] for v in found)}
+    # As JSON: true is not 1.
+    return {key: found for key, found in values.items() if len(set(map(json.dumps, found))) > 1}

@@ -23,7 +23,7 @@ async function read() {
   return JSON.parse(await new Response(stream).text());
 }
 
-const has = (name) => name in data.columns;
+const has = (name) => Object.hasOwn(data.columns, name);
 const value = (name, row) => (has(name) ? data.columns[name].values[data.columns[name].at[row]] : null);
 const shown = (name, x) => (x === null ? (name === "step" ? "final" : "—") : name === "tag" ? `tag ${x}` : String(x));
 
@@ -37,9 +37,8 @@ function choices() {
 // At first: the last step, of the arm that uses the most tags (of several the last), by tag.
 function defaults(names) {
   const choice = Object.fromEntries(names.map((name) => [name, "all"]));
-  const lasting = new Set(data.columns.step?.at.map((at) => at));
-  const final = has("step") ? data.columns.step.values.indexOf(null) : -1;
-  if (names.includes("step")) choice.step = final >= 0 ? final : Math.max(...lasting);
+  const final = has("step") ? data.columns.step.values.indexOf(null) : -1; // no step: at the end
+  if (names.includes("step")) choice.step = final >= 0 ? final : data.columns.step.values.length - 1;
   const key = names.find((name) => ["arm", "policy", "protocol", "cell"].includes(name));
   let columns = names.includes("run") ? "run" : names.includes("tag") ? "tag" : key ?? names[0] ?? "";
   if (key) {
@@ -131,7 +130,7 @@ function drawTraces() {
   }
   byId("asked").replaceChildren(String(value("prompt", problem.rows[0])), " ");
   byId("asked").append(make("small", "", `${problem.right} of ${problem.rows.length} right`));
-  const column = data.columns[state.columns];
+  const column = state.columns ? data.columns[state.columns] : null;
   const groups = new Map();
   for (const row of problem.rows) {
     const at = column ? column.at[row] : 0;
@@ -258,7 +257,7 @@ function spans(characters, start, end, tokens) {
 // Filters: a select for each choice, then verdict, columns, order, shading and the search.
 function drawFilters(names) {
   const form = byId("filters");
-  selects = {};
+  selects = Object.create(null); // a column may have any name
   const select = (name, options, get, set) => {
     const label = make("label", "", name);
     const element = make("select");
