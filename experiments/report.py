@@ -143,7 +143,10 @@ def policy_folder(path: Path, first: int, seed: int, arm: str) -> tuple[Path, in
 
 
 def _sentence(error: Exception) -> str:
+    """What went wrong, as one sentence."""
     words = " ".join(str(error).split())
+    if isinstance(error, KeyError | AttributeError | TypeError):
+        words = f"its configuration cannot be read here ({words})"
     return words if words.endswith(".") else f"{words}."
 
 

@@ -115,15 +115,15 @@ def step_marks(task: Problems, problems: Mapping[str, Any]) -> Marks:
     """How a task judges the steps of a completion: a function of prompt and completion.
 
     It returns two numbers a step: how many characters lie between it and the step before, and how
-    long it is, negative where it is not valid. None where the task judges no steps, or the problem
-    is unknown.
+    long it is, negative where it is not valid. None where the task judges no steps, the problem is
+    unknown, or a step does not stand in the text as it is told.
 
     Args:
       problems: prompt -> problem.
     """
     if not isinstance(task, StepJudge):
         return lambda prompt, completion: None
-    memory: dict[tuple[str, str], list[int]] = {}
+    memory: dict[tuple[str, str], list[int] | None] = {}
 
     def marks(prompt: str, completion: str) -> list[int] | None:
         if prompt not in problems:
@@ -136,8 +136,8 @@ def step_marks(task: Problems, problems: Mapping[str, Any]) -> Marks:
     return marks
 
 
-def _places(judged: Sequence[tuple[str, bool]], completion: str) -> list[int]:
-    """Where the steps stand in the completion: gap and signed length of each."""
+def _places(judged: Sequence[tuple[str, bool]], completion: str) -> list[int] | None:
+    """Where the steps stand in the completion: gap and signed length; None where one does not."""
     words = [match.span() for match in re.finditer(r"\S+", completion)]
     texts = [completion[start:end] for start, end in words]
     found, at, word = [], 0, 0
@@ -147,6 +147,8 @@ def _places(judged: Sequence[tuple[str, bool]], completion: str) -> list[int]:
             continue
         while texts[word : word + len(wanted)] != wanted:  # what separates steps is none
             word += 1
+            if word >= len(words):
+                return None
         start, end = words[word][0], words[word + len(wanted) - 1][1]
         found += [start - at, end - start if valid else start - end]
         at, word = end, word + len(wanted)

@@ -198,6 +198,14 @@ def test_marks_lay_every_step_over_the_text(name):
     assert marks("another prompt", trace.completion) is None
 
 
+def test_a_step_that_is_not_in_the_text_leaves_it_without_marks():
+    class Task:
+        def judge_steps(self, problem, steps):
+            return [("a", True), ("not there", False)]
+
+    assert step_marks(Task(), {"p": 0})("p", "a b c") is None
+
+
 def test_scores_lie_beside_their_completion(write_run):
     rows = [{"prompt": "p", "completion": "a b", "tag": 0}] * 3
     scores = {(0, 1): TokenScores([0, 1, 3], [-0.25, -1.0, -math.inf], [0.5, 0.1, 0.0])}

@@ -129,7 +129,9 @@ function drawTraces() {
     return;
   }
   byId("asked").replaceChildren(String(value("prompt", problem.rows[0])), " ");
-  byId("asked").append(make("small", "", `${problem.right} of ${problem.rows.length} right`));
+  const unscored = state.shade !== "none" && !problem.rows.some((row) => row in data.scores);
+  byId("asked").append(make("small", "", `${problem.right} of ${problem.rows.length} right` +
+    (unscored ? " · no token scores here: see “what is shown”" : "")));
   const column = state.columns ? data.columns[state.columns] : null;
   const groups = new Map();
   for (const row of problem.rows) {
