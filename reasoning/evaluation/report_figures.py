@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from reasoning.evaluation.reports import LEARNING, REINFORCEMENT
 
@@ -215,7 +216,7 @@ def tag_panels(runs: Mapping[str, Rows]) -> list[Panel]:
                 if str(row.get("phase")) == phase and isinstance(row.get("tags/share"), list)
             ]
             tags = list(dict.fromkeys(k for row in told for k in row if k.startswith("tag ")))
-            if len(tags) < 2:
+            if sum(any(row.get(tag) for row in told) for tag in tags) < 2:
                 continue
             panel = _panel(f"{phase} · {run}" if len(runs) > 1 else phase)
             for i, tag in enumerate(tags):
@@ -239,7 +240,10 @@ def curve_panel(
             _line(panel, _mean_curve(each, name), colour(number), LINES[i % len(LINES)])
     if log:
         with matplotlib.rc_context(SETTINGS):
-            panel.figure.axes[0].set_yscale("log", nonpositive="mask")
+            ax = panel.figure.axes[0]
+            ax.set_yscale("log", nonpositive="mask")
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
     return panel
 
 
@@ -269,23 +273,21 @@ def pass_panel(curves: Mapping[tuple[int, int], tuple[Sequence[float], Rows]]) -
 
 
 def words_panel(lengths: Mapping[tuple[int, int], Sequence[int]]) -> Panel:
-    """How many words the completions of the evaluation have: share of them by length.
+    """How many words the completions of the evaluation have: share of them up to each length.
 
     Args:
       lengths: (number of the colour, number of the run) -> words of each completion.
     """
     panel = _panel("words of a completion", "words", 5.2, 3.0)
-    longest = max((max(words) for words in lengths.values() if len(words)), default=1)
-    edges = np.linspace(0, longest + 1, min(longest + 1, 40) + 1)
     with matplotlib.rc_context(SETTINGS):
         ax = panel.figure.axes[0]
         for (number, run), words in lengths.items():
-            counts, _ = np.histogram(words, edges)
-            ax.stairs(
-                100 * counts / max(len(words), 1), edges, color=colour(number), linewidth=1.2,
+            at, counts = np.unique(words, return_counts=True)
+            ax.step(
+                at, 100 * np.cumsum(counts) / len(words), where="post", color=colour(number),
                 linestyle=LINES[run % len(LINES)],
             )
-        ax.set(ylabel="% of completions", ylim=(0, None))
+        ax.set(ylabel="% of completions up to it", ylim=(0, 101))
     return panel
 
 

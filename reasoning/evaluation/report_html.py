@@ -277,10 +277,10 @@ def _completions(records: Sequence[Record], views: Sequence[View], block: Block)
         for i, text in enumerate(("0", "0.02", "0.1", "0.4", "1", "2.5 nats and more"))
     )
     return (
-        f'<p><span id="count"></span></p><details class="note"><summary>what is shown</summary>'
-        f"<ul>{told}</ul></details>"
         '<form id="filters"></form>'
-        f'<p id="shades" hidden>shading from {levels} · framed: the token of largest entropy</p>'
+        '<div id="told"><span id="count"></span>'
+        f'<span id="shades" hidden>shading from {levels} · framed: largest entropy</span>'
+        f'<details class="note"><summary>what is shown</summary><ul>{told}</ul></details></div>'
         '<div id="browser"><div id="problems" tabindex="0" role="listbox" aria-label="problems">'
         '<div id="spacer"></div></div>'
         '<div id="traces" tabindex="0" aria-label="traces"><div id="asked"></div>'

@@ -205,6 +205,7 @@ function drawText(card, text, steps, scores, tag) {
   const tokens = state.shade === "none" || !scores ? null : tokensOf(scores);
   if (tokens) card.append(drawFork(tokens[0], tag));
   const line = (start, end, kind) => {
+    while (end > start && characters[end - 1] === " ") end -= 1;
     const element = make("div", `step ${kind}`);
     if (!tokens) element.textContent = characters.slice(start, end).join("");
     else element.append(...spans(characters, start, end, tokens));
@@ -214,7 +215,11 @@ function drawText(card, text, steps, scores, tag) {
   for (let i = 0, at = 0; i < (steps ?? []).length; i += 2) {
     const start = at + steps[i];
     at = start + Math.abs(steps[i + 1]);
-    places.push({ start, end: at, kind: steps[i + 1] < 0 ? "invalid" : "valid" });
+    const kind = steps[i + 1] < 0 ? "invalid" : "valid";
+    const word = kind === "invalid" && !characters.slice(start, at).includes(" ");
+    // Words that form no step are steps of their own; they share a line.
+    if (word && places.at(-1)?.word) places.at(-1).end = at;
+    else places.push({ start, end: at, kind, word });
   }
   if (places[0]?.start) line(0, places[0].start, "");
   // What separates two steps, such as a comma, stays at the end of the first.
