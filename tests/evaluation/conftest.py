@@ -71,14 +71,15 @@ def write_run(tmp_path):
 
 @pytest.fixture
 def whole_run(write_run):
-    """`whole_run(name, completions, config)`: a finished run of two arms."""
+    """`whole_run(name, completions, config, shift, metrics)`: a finished run of two arms."""
 
-    def write(name="run", completions=(), config=None, shift=0.0):
+    def write(name="run", completions=(), config=None, shift=0.0, metrics=None):
         arms = {arm: arm_figures(shift + 0.1 * i) for i, arm in enumerate(ARMS)}
         results = {
             "arms": arms, "seconds": 120.0,
             "comparisons": {"pass@S of matched less pass@S of mixed": estimate(0.1)},
         }
-        return write_run(name, completions, learning_rows(), results, config)
+        metrics = learning_rows() if metrics is None else metrics
+        return write_run(name, completions, metrics, results, config)
 
     return write

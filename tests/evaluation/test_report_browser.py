@@ -65,6 +65,7 @@ def open_page(browser, tmp_path):
         contexts.append(browser.new_context(
             color_scheme=scheme, viewport={"width": width, "height": 800}
         ))
+        contexts[-1].set_default_timeout(5_000)
         page = contexts[-1].new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -84,7 +85,9 @@ def open_page(browser, tmp_path):
 @pytest.fixture
 def page_of(whole_run):
     def make(rows, names=("it",), scores=None):
-        paths = [str(whole_run(name, rows, {"seed": i})) for i, name in enumerate(names)]
+        paths = [
+            str(whole_run(name, rows, {"seed": i}, metrics=())) for i, name in enumerate(names)
+        ]
         problems = {TASK.prompt(p): p for p in (TASK.sample(0, i) for i in range(NUM_PROBLEMS))}
         view = View(step_marks(TASK, problems), TASK.strategies)
         return make_page(read_records(paths), [view] * len(paths), scores or {}, 10_000)

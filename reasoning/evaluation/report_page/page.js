@@ -268,6 +268,7 @@ function drawFilters(names) {
   const select = (name, options, get, set) => {
     const label = make("label", "", name);
     const element = make("select");
+    element.setAttribute("aria-label", name);
     for (const [key, text] of options) {
       const option = make("option", "", text);
       option.value = key;
