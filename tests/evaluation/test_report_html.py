@@ -45,8 +45,8 @@ def hostile_run(write_run, name="hostile"):
     figures = {"pass@1": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}}
     return write_run(
         name, hostile_rows(),
-        [{"phase": text, "step": step, "seed": 0, "loss": 1.0, text: 2.0}
-         for text in HOSTILE for step in range(2)],
+        [{"phase": text, "step": step, "seed": 0, "loss": 1.0, HOSTILE[i % 3]: 2.0}
+         for i, text in enumerate(HOSTILE) for step in range(2)],
         {"arms": {text: {**figures, text: figures["pass@1"]} for text in HOSTILE},
          "comparisons": {text: figures["pass@1"] for text in HOSTILE}, "seconds": 1.0},
         {text: text for text in HOSTILE}, table="\n".join(HOSTILE[:-8]), program=HOSTILE[0],
