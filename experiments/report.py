@@ -24,11 +24,12 @@ from experiments import launch, sources
 from reasoning.data.corpora import Corpus
 from reasoning.data.tasks.base import Problems, StepJudge, distinct_problems
 from reasoning.evaluation.records import Record, read_records
-from reasoning.evaluation.report_completions import step_marks
+from reasoning.evaluation.report_completions import no_marks, step_marks
 from reasoning.evaluation.report_html import View, make_page
 from reasoning.evaluation.token_scores import TokenScores, token_scores
 from reasoning.runtime.checkpoints import CannotRestore
 
+SCORED = 8  # problems, unless the flag says otherwise
 SPLITS = {"test": "problems", "validation": "validation_problems"}  # split -> its count's name
 # What reading an older or another program's configuration may end with.
 UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, OSError, CannotRestore)
@@ -45,7 +46,6 @@ def held_out(config: ml_collections.ConfigDict, task: Problems) -> dict[str, Any
 
 def view(record: Record) -> View:
     """How the steps of a run's completions are judged, or why they are not."""
-    nothing = step_marks(None, {})
     try:
         config = ml_collections.ConfigDict(dict(record.config))
         task = sources.make_problems(config)
@@ -53,10 +53,10 @@ def view(record: Record) -> View:
             why = "answers of a corpus have no steps" if isinstance(task, Corpus) else (
                 f"the task {task.name!r} has no judge_steps"
             )
-            return View(nothing, task.strategies, [f"Steps have no colours: {why}."])
+            return View(no_marks, task.strategies, [f"Steps have no colours: {why}."])
         problems = held_out(config, task)
     except UNREADABLE as error:
-        return View(nothing, (), [f"Steps have no colours: {_sentence(error)}"])
+        return View(no_marks, (), [f"Steps have no colours: {_sentence(error)}"])
     asked = {row.get("prompt") for row in record.completions}
     note = "Steps are coloured by the task's check, which asks for no strategy"
     if missing := len(asked - problems.keys()):
@@ -64,15 +64,21 @@ def view(record: Record) -> View:
     return View(step_marks(task, problems), task.strategies, [f"{note}."])
 
 
-def score_run(record: Record, count: int) -> tuple[dict[int, TokenScores], list[str]]:
+def score_run(record: Record, count: int | None) -> tuple[dict[int, TokenScores], list[str]]:
     """Score the completions of a run's first problems under the policies that wrote them.
 
     Args:
-      count: of problems, of the evaluation at the end.
+      count: of problems, of the evaluation at the end; None: a few, of a model from scratch alone.
 
     Returns:
       line of completions.jsonl -> scores, and sentences on which there are or why not.
     """
+    if count is None:
+        if (record.config.get("model") or {}).get("directory") is not None:
+            return {}, ["No token scores: the model is imported; --scored=N asks for them."]
+        count = SCORED
+    if count == 0:
+        return {}, ["No token scores: --scored=0."]
     final = [i for i, row in enumerate(record.completions)
              if row.get("step") is None and "arm" in row and isinstance(row.get("tag"), int)]
     asked = list(dict.fromkeys(record.completions[i].get("prompt") for i in final))[:count]
@@ -96,10 +102,8 @@ def score_run(record: Record, count: int) -> tuple[dict[int, TokenScores], list[
             "evaluation at the end (--scored); those of validations have none, as the run does not "
             "keep the policies of those steps."
         ))
-    elif count and not failed:
+    elif not failed:
         notes.append("No token scores: no completion here tells its arm and tag.")
-    elif not count:
-        notes.append("No token scores: --scored=0.")
     return scores, notes
 
 
@@ -150,7 +154,9 @@ def _sentence(error: Exception) -> str:
     return words if words.endswith(".") else f"{words}."
 
 
-def report(workdirs: Sequence[str], output: str | None, scored: int, limit: int) -> Path:
+def report(
+    workdirs: Sequence[str], output: str | None, scored: int | None, limit: int
+) -> Path:
     """Write the page; returns where it is.
 
     Raises:
@@ -178,8 +184,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", action="append", required=True, help="a run; repeatable")
     parser.add_argument("--output", help="the page; RUN/report.html of the first run if left out")
     parser.add_argument(
-        "--scored", type=int, default=8, metavar="N",
-        help="problems whose completions' tokens are scored, 0 for none (default: 8)",
+        "--scored", type=int, metavar="N",
+        help="problems whose completions' tokens are scored, 0 for none (default: "
+        f"{SCORED}, of an imported model 0)",
     )
     parser.add_argument(
         "--completions", type=int, default=60_000, metavar="N",
@@ -187,8 +194,9 @@ def main(argv: Sequence[str]) -> None:
     )
     given = parser.parse_args(argv)
     for name in ("scored", "completions"):
-        if getattr(given, name) < 0:
-            launch.refuse(f"{name}={getattr(given, name)}: must be 0 or more.")
+        value = getattr(given, name)
+        if value is not None and value < 0:
+            launch.refuse(f"{name}={value}: must be 0 or more.")
     with launch.refusals():
         path = report(given.workdir, given.output, given.scored, given.completions)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser.")

@@ -111,6 +111,10 @@ def _rounded(values: Iterable[float]) -> list[float]:
     return [round(x, 3) if math.isfinite(x) else -999.0 for x in values]
 
 
+def no_marks(prompt: str, completion: str) -> None:
+    """The marks of completions whose steps nothing judges."""
+
+
 def step_marks(task: Problems, problems: Mapping[str, Any]) -> Marks:
     """How a task judges the steps of a completion: a function of prompt and completion.
 
@@ -122,7 +126,7 @@ def step_marks(task: Problems, problems: Mapping[str, Any]) -> Marks:
       problems: prompt -> problem.
     """
     if not isinstance(task, StepJudge):
-        return lambda prompt, completion: None
+        return no_marks
     memory: dict[tuple[str, str], list[int] | None] = {}
 
     def marks(prompt: str, completion: str) -> list[int] | None:

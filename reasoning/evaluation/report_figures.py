@@ -178,6 +178,16 @@ def length_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) -> list[P
     ]
 
 
+def part_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) -> list[Panel]:
+    """What the reward is put together of, and the patterns that it penalises, by step."""
+    kept = _reinforced(runs)
+    names = [name for name in _scalars(kept)
+             if (name.startswith("rewards/") and name.endswith("/mean"))
+             or name.startswith("patterns/")]
+    used = [n for n in names if any(row.get(n) for rows in kept.values() for row in rows)]
+    return [curve_panel(kept, series, name, name) for name in used]
+
+
 def reward_panels(runs: Mapping[str, Rows], reasons: Mapping[str, int]) -> list[Panel]:
     """What the verifier said of the rollouts, as shares by step: a panel a run and phase.
 

@@ -228,14 +228,17 @@ def _rewards(records: Sequence[Record], series: Mapping[str, int], styles: Style
     if panels:
         parts.append(f"<h3>Verdicts on the rollouts</h3>{_legend([], palette)}")
         parts.append(_panels(panels, styles))
-    lengths = figures.length_panels(runs, series)
-    if lengths:
-        parts.append("<h3>Lengths of the rollouts</h3>")
-        parts.append(_legend(records, {
-            phase: series[phase] for phase in figures.phases_of(runs)
-            if any(phase in figures.reinforced(rows) for rows in runs.values())
-        }))
-        parts.append(_panels(lengths, styles))
+    reinforced = {
+        phase: series[phase] for phase in figures.phases_of(runs)
+        if any(phase in figures.reinforced(rows) for rows in runs.values())
+    }
+    for title, panels in (
+        ("Parts of the reward", figures.part_panels(runs, series)),
+        ("Lengths of the rollouts", figures.length_panels(runs, series)),
+    ):
+        if panels:
+            parts.append(f"<h3>{title}</h3>{_legend(records, reinforced)}")
+            parts.append(_panels(panels, styles))
     words: dict[tuple[int, int], list[int]] = {}
     for run, record in enumerate(records):
         if not record.completions:

@@ -10,7 +10,7 @@ import pytest
 
 from reasoning.data.tasks import make_task
 from reasoning.evaluation.records import read_records
-from reasoning.evaluation.report_completions import step_marks
+from reasoning.evaluation.report_completions import no_marks, step_marks
 from reasoning.evaluation.report_html import View, make_page
 from reasoning.evaluation.token_scores import TokenScores
 
@@ -227,10 +227,10 @@ def test_a_narrow_window_does_not_scroll_sideways(open_page, page_of):
 
 
 def test_hostile_text_is_shown_and_does_not_run(open_page, write_run):
-    from test_report_html import HOSTILE, NO_MARKS, hostile_run
+    from test_report_html import HOSTILE, hostile_run
 
     record, = read_records([str(hostile_run(write_run))])
-    page = open_page(make_page([record], [View(NO_MARKS, HOSTILE[:2], HOSTILE)], {}, 1000))
+    page = open_page(make_page([record], [View(no_marks, HOSTILE[:2], HOSTILE)], {}, 1000))
     seen = []
     for _ in HOSTILE:
         seen.append(page.locator("#columns .step").first.text_content())

@@ -14,11 +14,10 @@ from reasoning.data.tasks import make_task
 from reasoning.data.tasks.base import parse_completion
 from reasoning.evaluation import report_figures as figures
 from reasoning.evaluation.records import read_record, read_records
-from reasoning.evaluation.report_completions import completions_block, step_marks
+from reasoning.evaluation.report_completions import completions_block, no_marks, step_marks
 from reasoning.evaluation.report_html import View, make_page
 from reasoning.evaluation.token_scores import TokenScores
 
-NO_MARKS = step_marks(None, {})
 HOSTILE = (
     "</script><script>window.hacked = 1</script>", "<!--<script>", "--><!doctype html>",
     '<img src=x onerror="window.hacked = 1">', "<svg onload=window.hacked=1>",
@@ -53,7 +52,7 @@ def hostile_run(write_run, name="hostile"):
     )
 
 
-def page_of(*paths, marks=NO_MARKS, scores=None, limit=1000):
+def page_of(*paths, marks=no_marks, scores=None, limit=1000):
     records = read_records([str(path) for path in paths])
     views = [View(marks, ("a", "b"), ["a note"]) for _ in records]
     return make_page(records, views, scores or {}, limit).decode()
@@ -173,7 +172,7 @@ def test_an_unfinished_run_shows_its_curves(write_run):
 def test_of_too_many_completions_whole_problems_are_kept(write_run):
     rows = [{"prompt": f"p{i // 4}", "completion": f"c{i}"} for i in range(400)]
     record = read_record(write_run("it", rows))
-    block = completions_block([record], [NO_MARKS], {}, limit=100)
+    block = completions_block([record], [no_marks], {}, limit=100)
     data = json.loads(gzip.decompress(base64.b64decode(block.text)))
     assert (block.shown, block.total) == (100, 400)
     prompts = [row["prompt"] for row in rows_of(data)]
