@@ -14,6 +14,7 @@ here, with the policies that the run has kept, for the completions of a few prob
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from reasoning.evaluation.records import Record, read_records
 from reasoning.evaluation.report_completions import no_marks, step_marks
 from reasoning.evaluation.report_html import View, make_page
 from reasoning.evaluation.token_scores import TokenScores, token_scores
+from reasoning.models.transformer import init_params
 from reasoning.runtime.checkpoints import CannotRestore
 
 SCORED = 8  # problems, unless the flag says otherwise
@@ -46,6 +48,8 @@ def held_out(config: ml_collections.ConfigDict, task: Problems) -> dict[str, Any
 
 def view(record: Record) -> View:
     """How the steps of a run's completions are judged, or why they are not."""
+    if not record.completions:
+        return View(no_marks)
     try:
         config = ml_collections.ConfigDict(dict(record.config))
         task = sources.make_problems(config)
@@ -120,7 +124,12 @@ def _score_arm(
     config.model.policy, config.model.policy_seed = str(folder), place
     text_format = sources.make_format(config, sources.make_problems(config))
     model = sources.make_model(config, text_format)
-    params = sources.first_params(config, model, jax.random.key(0), None)
+    shapes = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes
+    )
+    params = sources.load_policy(config.model.policy, config.model.policy_seed, like)
     rows = [record.completions[i] for i in lines]
     found = token_scores(
         params, model, text_format,

@@ -142,18 +142,22 @@ def step_marks(task: Problems, problems: Mapping[str, Any]) -> Marks:
 
 def _places(judged: Sequence[tuple[str, bool]], completion: str) -> list[int] | None:
     """Where the steps stand in the completion: gap and signed length; None where one does not."""
-    words = [match.span() for match in re.finditer(r"\S+", completion)]
-    texts = [completion[start:end] for start, end in words]
-    found, at, word = [], 0, 0
+    found, at = [], 0
     for step, valid in judged:
-        wanted = step.split()
-        if not wanted:
+        if not step:
             continue
-        while texts[word : word + len(wanted)] != wanted:  # what separates steps is none
-            word += 1
-            if word >= len(words):
-                return None
-        start, end = words[word][0], words[word + len(wanted) - 1][1]
+        start, end = _span(step, completion, at)
+        if start < 0:
+            return None
         found += [start - at, end - start if valid else start - end]
-        at, word = end, word + len(wanted)
+        at = end
     return found
+
+
+def _span(step: str, completion: str, at: int) -> tuple[int, int]:
+    """Where a step stands from `at` on, however its words are spaced; (-1, -1) if nowhere."""
+    start = completion.find(step, at)
+    if start >= 0:
+        return start, start + len(step)
+    spaced = re.search(r"\s+".join(map(re.escape, step.split())), completion[at:])
+    return (at + spaced.start(), at + spaced.end()) if spaced else (-1, -1)

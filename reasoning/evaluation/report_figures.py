@@ -143,10 +143,7 @@ def learning_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) -> list
       runs: name -> lines of metrics.jsonl.
       series: phase -> number of its colour.
     """
-    kept = {
-        run: [row for row in rows if str(row.get("phase")) not in reinforced(rows)]
-        for run, rows in runs.items()
-    }
+    kept = _of_kind(runs, by_reward=False)
     names = _scalars(kept)
     shown = {name: LEARNING[name] for name in LEARNING if name in names}
     shown |= {name: name for name in names if name not in shown}
@@ -161,7 +158,7 @@ def learning_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) -> list
 
 def reinforcement_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) -> list[Panel]:
     """Reward, validation accuracy, entropy and what else reinforcement learning changes."""
-    kept = _reinforced(runs)
+    kept = _of_kind(runs, by_reward=True)
     names = _scalars(kept)
     shown = {n: label for n, label in REINFORCEMENT.items() if n in names and n not in LENGTHS}
     shown |= {n: n for n in names if n.startswith("validation/") and n not in shown}
@@ -171,7 +168,7 @@ def reinforcement_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) ->
 
 def length_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) -> list[Panel]:
     """Lengths of the rollouts by step."""
-    kept = _reinforced(runs)
+    kept = _of_kind(runs, by_reward=True)
     names = _scalars(kept)
     return [
         curve_panel(kept, series, name, label) for name, label in LENGTHS.items() if name in names
@@ -180,7 +177,7 @@ def length_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) -> list[P
 
 def part_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) -> list[Panel]:
     """What the reward is put together of, and the patterns that it penalises, by step."""
-    kept = _reinforced(runs)
+    kept = _of_kind(runs, by_reward=True)
     names = [name for name in _scalars(kept)
              if (name.startswith("rewards/") and name.endswith("/mean"))
              or name.startswith("patterns/")]
@@ -301,12 +298,13 @@ def words_panel(lengths: Mapping[tuple[int, int], Sequence[int]]) -> Panel:
     return panel
 
 
-def _reinforced(runs: Mapping[str, Rows]) -> dict[str, Rows]:
-    """The lines of the phases that reinforcement learning has trained."""
-    return {
-        run: [row for row in rows if str(row.get("phase")) in reinforced(rows)]
-        for run, rows in runs.items()
-    }
+def _of_kind(runs: Mapping[str, Rows], by_reward: bool) -> dict[str, Rows]:
+    """The lines of the phases that reinforcement learning has trained, or of the others."""
+    kept = {}
+    for run, rows in runs.items():
+        phases = reinforced(rows)
+        kept[run] = [row for row in rows if (str(row.get("phase")) in phases) == by_reward]
+    return kept
 
 
 def _scalars(runs: Mapping[str, Rows]) -> list[str]:

@@ -188,7 +188,9 @@ def test_marks_lay_every_step_over_the_text(name):
     problem = task.sample(0, 3)
     marks = step_marks(task, {task.prompt(problem): problem})
     trace = next(trace for s in task.strategies[::-1] if (trace := task.trace(problem, s)).steps)
-    for text in (trace.completion, f"  oops {trace.completion.replace(' ', '  ')}\n", "", "answer"):
+    spaced = f"  oops {trace.completion.replace(' ', '  ')}\n"
+    glued = trace.completion.replace(" ", "\ufffd ", 6)  # a tag in the middle of a text
+    for text in (trace.completion, spaced, glued, "", "answer"):
         found, at, judged = marks(task.prompt(problem), text), 0, []
         for gap, length in zip(found[::2], found[1::2], strict=True):
             start, at = at + gap, at + gap + abs(length)
