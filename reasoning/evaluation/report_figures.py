@@ -254,16 +254,16 @@ def curve_panel(
     return panel
 
 
-def pass_panel(curves: Mapping[tuple[int, int], tuple[Sequence[float], Rows]]) -> Panel:
+def pass_panel(curves: Sequence[tuple[int, int, Sequence[float], Rows]]) -> Panel:
     """pass@k by k with its interval as a band.
 
     Args:
-      curves: (number of the colour, number of the run) -> ks and estimates at each.
+      curves: number of the colour, number of the run, ks, and estimates at each.
     """
     panel = _panel("pass@k, samples spread evenly over the tags", "samples k", 5.2, 3.0)
     with matplotlib.rc_context(SETTINGS):
         ax = panel.figure.axes[0]
-        for (number, run), (ks, points) in curves.items():
+        for number, run, ks, points in curves:
             value, low, high = (
                 100 * np.array([point[end] for point in points], float)
                 for end in ("value", "low", "high")
@@ -271,7 +271,7 @@ def pass_panel(curves: Mapping[tuple[int, int], tuple[Sequence[float], Rows]]) -
             line = LINES[run % len(LINES)]
             ax.plot(ks, value, marker="o", markersize=2.5, color=colour(number), linestyle=line)
             ax.fill_between(ks, low, high, color=colour(number), alpha=0.12, linewidth=0)
-        ticks = sorted({k for ks, _ in curves.values() for k in ks})
+        ticks = sorted({k for _, _, ks, _ in curves for k in ks})
         ax.set_xscale("log", base=2)
         ax.set_xticks(ticks, [f"{k:g}" for k in ticks])
         ax.minorticks_off()
@@ -279,16 +279,16 @@ def pass_panel(curves: Mapping[tuple[int, int], tuple[Sequence[float], Rows]]) -
     return panel
 
 
-def words_panel(lengths: Mapping[tuple[int, int], Sequence[int]]) -> Panel:
+def words_panel(lengths: Sequence[tuple[int, int, Sequence[int]]]) -> Panel:
     """How many words the completions of the evaluation have: share of them up to each length.
 
     Args:
-      lengths: (number of the colour, number of the run) -> words of each completion.
+      lengths: number of the colour, number of the run, words of each completion.
     """
     panel = _panel("words of a completion", "words", 5.2, 3.0)
     with matplotlib.rc_context(SETTINGS):
         ax = panel.figure.axes[0]
-        for (number, run), words in lengths.items():
+        for number, run, words in lengths:
             at, counts = np.unique(words, return_counts=True)
             ax.step(
                 at, 100 * np.cumsum(counts) / len(words), where="post", color=colour(number),

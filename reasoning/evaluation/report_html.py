@@ -142,12 +142,12 @@ def _results(records: Sequence[Record], series: Mapping[str, int], styles: Style
         if comparisons:
             of = f" · {escape(record.name)}" if several else ""
             parts.append(f"<h3>Paired differences{of}</h3>{comparisons}")
-    curves = {
-        (series[arm], run): (entry["k"], entry["curve"])
+    curves = [
+        (series[arm], run, entry["k"], entry["curve"])
         for run, record in enumerate(records)
         for arm, found in tables.arms_of(record).items()
         if isinstance(entry := found.get("pass@k"), Mapping) and "curve" in entry
-    }
+    ]
     if curves:
         arms = dict.fromkeys(arm for record in records for arm in tables.arms_of(record))
         parts.append(_legend(records, {arm: series[arm] for arm in arms}))
@@ -239,7 +239,7 @@ def _rewards(records: Sequence[Record], series: Mapping[str, int], styles: Style
         if panels:
             parts.append(f"<h3>{title}</h3>{_legend(records, reinforced)}")
             parts.append(_panels(panels, styles))
-    words: dict[tuple[int, int], list[int]] = {}
+    words: dict[tuple[str, int], list[int]] = {}
     for run, record in enumerate(records):
         if not record.completions:
             continue
@@ -248,10 +248,11 @@ def _rewards(records: Sequence[Record], series: Mapping[str, int], styles: Style
         parts.append(f"<h3>Verdicts on the completions{of}</h3>")
         parts.append(tables.reasons_map(record, key, series))
         for row in tables.final_rows(record):
-            number = series.get(str(row.get(key)), 0)
-            words.setdefault((number, run), []).append(len(str(row.get("completion")).split()))
+            own = words.setdefault((str(row.get(key)), run), [])
+            own.append(len(str(row.get("completion")).split()))
     if words:
-        parts.append(_panels([figures.words_panel(words)], styles, "large"))
+        lines = [(series.get(name, 0), run, counts) for (name, run), counts in words.items()]
+        parts.append(_panels([figures.words_panel(lines)], styles, "large"))
     return "".join(parts)
 
 
@@ -314,6 +315,8 @@ def _legend(records: Sequence[Record], series: Mapping[str, int]) -> str:
             f'x1="0" x2="28" y1="4" y2="4"/></svg>{escape(record.name)}</span>'
             for i, record in enumerate(records)
         ]
+    if len(series) > NUM_COLOURS:
+        names.append(f"<small>colours come again after {NUM_COLOURS}</small>")
     return f'<div class="legend">{"".join(names)}</div>'
 
 
