@@ -90,9 +90,10 @@ def _hash(content: str) -> str:
 
 
 def series_of(records: Sequence[Record]) -> dict[str, int]:
-    """Phase or arm -> number of its colour, the same in every figure."""
+    """Phase, arm or whose completions they are -> number of the colour, the same everywhere."""
     names = figures.phases_of({record.name: record.metrics for record in records})
     names += [arm for record in records for arm in tables.arms_of(record)]
+    names += [str(row.get(chooser_of(record))) for record in records for row in record.completions]
     return {name: i % NUM_COLOURS for i, name in enumerate(dict.fromkeys(names))}
 
 

@@ -176,6 +176,7 @@ function drawColumn(name, rows) {
 // What tells a trace from its neighbours in a column, beside its text.
 const others = (row) => Object.entries(state.choice)
   .filter(([name, at]) => at === "all" && name !== state.columns && !["reason", "strategy", "seed"].includes(name))
+  .filter(([name]) => name === "step" || value(name, row) !== null)
   .map(([name]) => (name === "tag" || name === "step" ? "" : `${name} `) + shown(name, value(name, row)));
 
 function drawTrace(rows) {
