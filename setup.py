@@ -23,6 +23,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["reasoning", "reasoning.*", "experiments", "experiments.*"]),
+    package_data={"reasoning.evaluation": ["report_page/*"]},
     install_requires=[
         "jax>=0.10.2,!=0.11.1",  # 0.11.1: a small in-place update in a loop costs the whole buffer
         "flax>=0.12.8",
@@ -46,6 +47,8 @@ setup(
         # What imported models are compared with: experiments.check_pretrained, and its tests.
         "reference": ["torch>=2.6", "transformers>=5.0"],
         "wandb": ["wandb>=0.22"],
+        # Tests of the run report, beside the system's Chromium.
+        "browser": ["playwright>=1.55"],
         # Symbolic answers.
         "math": [MATH_VERIFY],
         "test": [

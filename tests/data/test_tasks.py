@@ -92,6 +92,31 @@ def test_a_corrupted_step_lowers_the_share(name):
             assert task.check_trace(problem, None, corrupted) < 1.0
 
 
+@EVERY_TASK
+def test_the_share_of_valid_steps_is_the_mean_over_the_steps(name):
+    """Of exact traces every step is valid; of a corrupted one the steps before it still are."""
+    rng = random.Random(1)
+    for task, problem, _, trace in problems_and_traces(name):
+        words = trace.steps.split()
+        results = [i for i, word in enumerate(words) if i and words[i - 1] == "="]
+        if not results:
+            continue
+        judged = task.judge_steps(problem, trace.steps)
+        assert all(valid for _, valid in judged)
+        place = rng.choice(results)
+        words[place] = str((int(words[place]) + 1) % (task.max_number + 1))
+        corrupted = " ".join(words)
+        again = task.judge_steps(problem, corrupted)
+        share = sum(valid for _, valid in again) / len(again)
+        assert task.check_trace(problem, None, corrupted) == share < 1.0
+        first = next(i for i, (_, valid) in enumerate(again) if not valid)
+        assert again[:first] == judged[:first]
+        # Steps stand in the text as they are told, one after the other.
+        at = 0
+        for text, _ in again:
+            at = corrupted.index(text, at) + len(text)
+
+
 @pytest.mark.parametrize("name", STEPWISE)
 @settings(deadline=None, max_examples=60)
 @given(st.data())

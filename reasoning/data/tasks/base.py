@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -115,6 +115,18 @@ class Task(Problems, Protocol):
 
     def recognise(self, problem: Any, steps: str) -> str | None:
         """The strategy that the steps follow, or None where no single one explains them."""
+        ...
+
+
+@runtime_checkable
+class StepJudge(Protocol):
+    """A task that also tells which steps are valid; a run's report colours them by it."""
+
+    def judge_steps(self, problem: Any, steps: str) -> list[tuple[str, bool]]:
+        """Each step as it is written, in order, and whether it is valid.
+
+        The share of valid ones is `Task.check_trace` without a strategy.
+        """
         ...
 
 

@@ -34,10 +34,12 @@ from reasoning.data.tasks.base import (
     strategy_completions,
 )
 from reasoning.data.tasks.steps import (
+    Judged,
     check_strategy,
     count_dots,
     longest_opening,
     share_as_expected,
+    share_valid,
     verify_number,
 )
 
@@ -246,6 +248,19 @@ class Circuits:
         """The answer must be the last gate's value, 0 or 1."""
         return verify_number(answer, _answer(problem), largest=1)
 
+    def judge_steps(self, problem: Circuit, steps: str) -> list[Judged]:
+        """Each step, and whether it is valid where no strategy is asked for."""
+        evaluation, judged = _Evaluation(problem), []
+        moves = evaluation.moves()
+        texts = _texts(problem, moves)
+        for text in split_steps(steps):
+            judged.append((text, text in texts))
+            if text in texts:
+                evaluation.take(moves[texts.index(text)])
+                moves = evaluation.moves()
+                texts = _texts(problem, moves)
+        return judged
+
     def check_trace(self, problem: Circuit, strategy: str | None, steps: str) -> float:
         """Share of steps that evaluate a gate whose values are known, or say what is needed next.
 
@@ -253,19 +268,9 @@ class Circuits:
         must be the one that the strategy takes at that place. Nothing and dots are right for the
         strategies `direct` and `filler`, and earn 0 without a strategy.
         """
-        written = split_steps(steps)
-        if strategy is not None:
-            return share_as_expected(written, self._steps(problem, strategy))
-        evaluation, num_valid = _Evaluation(problem), 0
-        moves = evaluation.moves()
-        texts = _texts(problem, moves)
-        for text in written:
-            if text in texts:
-                evaluation.take(moves[texts.index(text)])
-                num_valid += 1
-                moves = evaluation.moves()
-                texts = _texts(problem, moves)
-        return num_valid / max(len(written), 1)
+        if strategy is None:
+            return share_valid(self.judge_steps(problem, steps))
+        return share_as_expected(split_steps(steps), self._steps(problem, strategy))
 
     def recognise(self, problem: Circuit, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.

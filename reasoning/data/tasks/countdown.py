@@ -30,7 +30,7 @@ from reasoning.data.tasks.base import (
     parse_completion,
     strategy_completions,
 )
-from reasoning.data.tasks.steps import check_strategy, longest_opening
+from reasoning.data.tasks.steps import Judged, check_strategy, longest_opening, share_valid
 
 FORWARD_OPS = ("*", "+", "-")
 MISSED = ("low", "high")  # how a try ends that did not make the target
@@ -299,22 +299,25 @@ class Countdown:
         correct = value == problem.target
         return Verdict(correct, "correct" if correct else "wrong_value", key=_written(expression))
 
+    def judge_steps(self, problem: CountdownProblem, steps: str) -> list[Judged]:
+        """Each step, and whether it is valid where no strategy is asked for."""
+        written = split_steps(steps)
+        valid = _valid_steps(problem, written, self.max_number)
+        return list(zip(written, valid, strict=True))
+
     def check_trace(self, problem: CountdownProblem, strategy: str | None, steps: str) -> float:
         """Share of steps that are exact operations on available numbers, rightly checked.
 
         A step counts once from each position of the search at which it can be written. With a
         strategy, a step must also be the one that the strategy takes at that place.
         """
-        written = split_steps(steps)
-        if not written:
-            return 0.0
-        valid = _valid_steps(problem, written, self.max_number)
+        judged = self.judge_steps(problem, steps)
         if strategy is not None:
-            taken = itertools.islice(self.search(problem, strategy), len(written))
+            taken = itertools.islice(self.search(problem, strategy), len(judged))
             expected = [step.text(check) for step, check, _ in taken]
-            valid = [ok and text in expected[i : i + 1] for i, (ok, text) in
-                     enumerate(zip(valid, written, strict=True))]
-        return sum(valid) / len(written)
+            judged = [(text, valid and text in expected[i : i + 1])
+                      for i, (text, valid) in enumerate(judged)]
+        return share_valid(judged)
 
     def recognise(self, problem: CountdownProblem, steps: str) -> str | None:
         """The one strategy whose search shares the longest opening with the steps.

@@ -30,10 +30,12 @@ from reasoning.data.tasks.base import (
     strategy_completions,
 )
 from reasoning.data.tasks.steps import (
+    Judged,
     check_strategy,
     count_dots,
     longest_opening,
     share_as_expected,
+    share_valid,
     valid_steps,
     verify_number,
 )
@@ -162,16 +164,20 @@ class Expressions:
         """The answer must be the expression's value, written as numbers are in the prompt."""
         return verify_number(answer, self._value(problem), self.max_number)
 
+    def judge_steps(self, problem: Expression, steps: str) -> list[Judged]:
+        """Each step, and whether it is valid where no strategy is asked for."""
+        written = split_steps(steps)
+        return list(zip(written, valid_steps(problem, written, self._after), strict=True))
+
     def check_trace(self, problem: Expression, strategy: str | None, steps: str) -> float:
         """Share of steps that truly do operations of the expression as reduced so far.
 
         With a strategy, a step must be the one that the strategy takes at that place. Nothing and
         dots are right for the strategies `direct` and `filler`, and earn 0 without a strategy.
         """
-        written = split_steps(steps)
         if strategy is None:
-            return sum(valid_steps(problem, written, self._after)) / max(len(written), 1)
-        return share_as_expected(written, self._steps(problem, strategy))
+            return share_valid(self.judge_steps(problem, steps))
+        return share_as_expected(split_steps(steps), self._steps(problem, strategy))
 
     def recognise(self, problem: Expression, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.

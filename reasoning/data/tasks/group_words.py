@@ -32,10 +32,12 @@ from reasoning.data.tasks.base import (
 )
 from reasoning.data.tasks.steps import (
     NUMBER,
+    Judged,
     check_strategy,
     count_dots,
     longest_opening,
     share_as_expected,
+    share_valid,
     valid_steps,
     verify_number,
 )
@@ -149,6 +151,11 @@ class GroupWords:
         """The answer must be the number of the product, written as in the prompt."""
         return verify_number(answer, self._product(problem), self.max_number)
 
+    def judge_steps(self, problem: Word, steps: str) -> list[Judged]:
+        """Each step, and whether it is valid where no strategy is asked for."""
+        written = split_steps(steps)
+        return list(zip(written, valid_steps(problem, written, self._apply), strict=True))
+
     def check_trace(self, problem: Word, strategy: str | None, steps: str) -> float:
         """Share of steps that are true products of two neighbours in the word as reduced so far.
 
@@ -157,10 +164,9 @@ class GroupWords:
         Without, it is exact up to about 32 elements (24 in C2 and C3): beyond, a valid step may be
         missed where the same neighbours stand in very many places.
         """
-        written = split_steps(steps)
         if strategy is None:
-            return sum(valid_steps(problem, written, self._apply)) / max(len(written), 1)
-        return share_as_expected(written, self._steps(problem, strategy))
+            return share_valid(self.judge_steps(problem, steps))
+        return share_as_expected(split_steps(steps), self._steps(problem, strategy))
 
     def recognise(self, problem: Word, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.

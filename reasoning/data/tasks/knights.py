@@ -39,11 +39,11 @@ from reasoning.data.tasks.moves import (
     SEPARATOR,
     first,
     followed,
-    share_of_valid,
     split_steps,
+    valid_moves,
     walk,
 )
-from reasoning.data.tasks.steps import check_strategy, share_as_expected
+from reasoning.data.tasks.steps import Judged, check_strategy, share_as_expected, share_valid
 
 NAMES = "ABCDE"
 KINDS = {"knight": True, "knave": False}
@@ -319,6 +319,13 @@ class Knights:
         correct = all(problem.fits(speaker, kinds) for speaker in problem.people)
         return Verdict(correct, "correct" if correct else "wrong_value")
 
+    def judge_steps(self, problem: KnightsProblem, steps: str) -> list[Judged]:
+        """Each step, and whether it is valid where no strategy is asked for."""
+        starts = [start(problem) for start in STARTS.values()]
+        written = split_steps(steps)
+        valid = valid_moves(written, starts, lambda page: page.moves(problem))
+        return list(zip(written, valid, strict=True))
+
     def check_trace(self, problem: KnightsProblem, strategy: str | None, steps: str) -> float:
         """Share of steps that are exact and go on with what the first one begins.
 
@@ -326,11 +333,9 @@ class Knights:
         strategy, a step must be the one that the strategy takes at that place. Nothing is right
         for the strategy `direct`, and earns 0 without a strategy.
         """
-        written = split_steps(steps)
         if strategy is not None:
-            return share_as_expected(written, self._steps(problem, strategy))
-        starts = [start(problem) for start in STARTS.values()]
-        return share_of_valid(written, starts, lambda page: page.moves(problem))
+            return share_as_expected(split_steps(steps), self._steps(problem, strategy))
+        return share_valid(self.judge_steps(problem, steps))
 
     def recognise(self, problem: KnightsProblem, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps, checks aside."""

@@ -6,7 +6,7 @@ valid there, with the page after it; no move is left where the calculation is do
     def moves(page):
         yield "3 * 7 = 1 2", page_with_the_product
 
-From it come the check of a trace that keeps to no strategy (`share_of_valid`), and by `walk` the
+From it come the check of a trace that keeps to no strategy (`valid_moves`), and by `walk` the
 practice in random order and the strategies that take the first move.
 """
 
@@ -27,18 +27,18 @@ def split_steps(steps: str) -> list[str]:
     return steps.split(SEPARATOR) if steps else []
 
 
-def share_of_valid(written: list[str], starts: Iterable[Page], moves: Moves[Page]) -> float:
-    """Share of steps that are moves from the page left by the valid ones before them.
+def valid_moves(written: list[str], starts: Iterable[Page], moves: Moves[Page]) -> list[bool]:
+    """For each step, whether it is a move from the page left by the valid ones before it.
 
     The same text may be several moves: each page that may be left is followed.
     """
     after = _merged(starts, moves)
-    valid = 0
+    valid = []
     for text in written:
-        if text in after:
-            valid += 1
+        valid.append(text in after)
+        if valid[-1]:
             after = _merged(after[text], moves)
-    return valid / max(len(written), 1)
+    return valid
 
 
 def _merged(pages: Iterable[Page], moves: Moves[Page]) -> dict[str, set[Page]]:

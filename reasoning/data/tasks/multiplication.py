@@ -37,11 +37,11 @@ from reasoning.data.tasks.base import (
 from reasoning.data.tasks.moves import (
     SEPARATOR,
     followed,
-    share_of_valid,
     split_steps,
+    valid_moves,
     walk,
 )
-from reasoning.data.tasks.steps import check_strategy, share_as_expected
+from reasoning.data.tasks.steps import Judged, check_strategy, share_as_expected, share_valid
 
 Factors = tuple[int, int]  # a problem: in the order of the prompt
 MAX_DIGITS = 4  # of a factor: bounds the work of `check_trace`
@@ -285,16 +285,22 @@ class Multiplication:
         correct = answer == written(problem[0] * problem[1])
         return Verdict(correct, "correct" if correct else "wrong_value")
 
+    def judge_steps(self, problem: Factors, steps: str) -> list[Judged]:
+        """Each step, and whether it is valid where no strategy is asked for."""
+        starts = _starts(*problem)
+        written = split_steps(steps)
+        valid = valid_moves(written, starts, lambda page: _moves(*problem, page))
+        return list(zip(written, valid, strict=True))
+
     def check_trace(self, problem: Factors, strategy: str | None, steps: str) -> float:
         """Share of steps that are exact and multiply or add what is there, once each.
 
         With a strategy, a step must be the one that the strategy takes at that place. Nothing is
         right for the strategy `direct`, and earns 0 without a strategy.
         """
-        parts = split_steps(steps)
         if strategy is None:
-            return share_of_valid(parts, _starts(*problem), lambda page: _moves(*problem, page))
-        return share_as_expected(parts, self._steps(problem, strategy))
+            return share_valid(self.judge_steps(problem, steps))
+        return share_as_expected(split_steps(steps), self._steps(problem, strategy))
 
     def recognise(self, problem: Factors, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps, results aside."""

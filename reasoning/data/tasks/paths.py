@@ -42,11 +42,11 @@ from reasoning.data.tasks.moves import (
     Choice,
     first,
     followed,
-    share_of_valid,
     split_steps,
+    valid_moves,
     walk,
 )
-from reasoning.data.tasks.steps import check_strategy, share_as_expected
+from reasoning.data.tasks.steps import Judged, check_strategy, share_as_expected, share_valid
 
 Edge = tuple[int, int]
 Graph = Mapping[int, Sequence[int]]  # the neighbours of each node, in ascending order
@@ -267,6 +267,13 @@ class Paths:
         correct = (path[0], path[-1], len(path) - 1) == (problem.start, problem.goal, length)
         return Verdict(correct, "correct" if correct else "wrong_value")
 
+    def judge_steps(self, problem: PathProblem, steps: str) -> list[Judged]:
+        """Each step, and whether it is valid where no strategy is asked for."""
+        starts = [_start(problem, search) for search in SEARCHES]
+        written = split_steps(steps)
+        valid = valid_moves(written, starts, lambda page: page.moves(problem))
+        return list(zip(written, valid, strict=True))
+
     def check_trace(self, problem: PathProblem, strategy: str | None, steps: str) -> float:
         """Share of steps that are exact and go on with the search that the first one begins.
 
@@ -274,11 +281,9 @@ class Paths:
         a step must be the one that the strategy takes at that place. Nothing is right for the
         strategy `direct`, and earns 0 without a strategy.
         """
-        written = split_steps(steps)
         if strategy is not None:
-            return share_as_expected(written, self._steps(problem, strategy))
-        starts = [_start(problem, search) for search in SEARCHES]
-        return share_of_valid(written, starts, lambda page: page.moves(problem))
+            return share_as_expected(split_steps(steps), self._steps(problem, strategy))
+        return share_valid(self.judge_steps(problem, steps))
 
     def recognise(self, problem: PathProblem, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.

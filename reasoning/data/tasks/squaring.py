@@ -35,10 +35,12 @@ from reasoning.data.tasks.base import (
 )
 from reasoning.data.tasks.steps import (
     NUMBER,
+    Judged,
     check_strategy,
     count_dots,
     longest_opening,
     share_as_expected,
+    share_valid,
     verify_number,
 )
 
@@ -169,6 +171,11 @@ class Squaring:
         """The answer must be the number in 0..p - 1 that is asked for."""
         return verify_number(answer, _answer(problem), problem.prime - 1)
 
+    def judge_steps(self, problem: Power, steps: str) -> list[Judged]:
+        """Each step, and whether it is valid where no strategy is asked for."""
+        written = split_steps(steps)
+        return list(zip(written, _valid_steps(problem, written), strict=True))
+
     def check_trace(self, problem: Power, strategy: str | None, steps: str) -> float:
         """Share of steps that are true and go on from those before them.
 
@@ -178,10 +185,9 @@ class Squaring:
         takes at that place. Nothing and dots are right for the strategies `direct` and `filler`,
         and earn 0 without a strategy.
         """
-        written = split_steps(steps)
         if strategy is None:
-            return _count_valid(problem, written) / max(len(written), 1)
-        return share_as_expected(written, self._steps(problem, strategy))
+            return share_valid(self.judge_steps(problem, steps))
+        return share_as_expected(split_steps(steps), self._steps(problem, strategy))
 
     def recognise(self, problem: Power, steps: str) -> str | None:
         """The one strategy that shares the longest opening with the steps.
@@ -243,23 +249,25 @@ def _texts(problem: Power, operations: Iterable[Operation]) -> list[str]:
     return [f"{a} {op} {b} = {problem.result((a, op, b))}" for a, op, b in operations]
 
 
-def _count_valid(problem: Power, written: Sequence[str]) -> int:
-    """How many steps go on from the valid ones before them: squares, then perhaps another way."""
+def _valid_steps(problem: Power, written: Sequence[str]) -> list[bool]:
+    """For each step, whether it goes on from the valid ones before it.
+
+    Squares come first, then perhaps another way.
+    """
     *until_back, last = _operations(problem, _cycle)
     num_squares = max(problem.squarings, len(until_back))
     squares = _texts(problem, (_square(problem, i) for i in range(num_squares)))
     remainder, doubling = _texts(problem, (last, (2, "+", 2)))
-    way, place, num_valid = squares, 0, 0
+    way, place, valid = squares, 0, []
     for text in written:
         if way is squares and text == doubling and place <= problem.squarings - 2:
             rest = _rest(problem, place)
             way, place = _texts(rest, _operations(rest, _exponent)), 0
         elif way is squares and text == remainder and place >= len(until_back):
             way, place = [remainder], 0
-        if [text] == way[place : place + 1]:
-            place += 1
-            num_valid += 1
-    return num_valid
+        valid.append([text] == way[place : place + 1])
+        place += valid[-1]
+    return valid
 
 
 def _shared_opening(problem: Power, way: Next, written: Sequence[str]) -> int:

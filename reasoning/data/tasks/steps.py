@@ -16,6 +16,7 @@ NUMBER = r"(?:0|[1-9][0-9]{0,2})"  # ASCII digits only, and few: the text may be
 MAX_READINGS = 1000  # bounds the work of `valid_steps`
 
 State = TypeVar("State", bound=Hashable)
+Judged = tuple[str, bool]  # a step as it is written, and whether it is valid
 
 
 def verify_number(answer: str | None, expected: int, largest: int) -> Verdict:
@@ -40,6 +41,11 @@ def share_as_expected(written: Sequence[str], expected: Iterable[str]) -> float:
     if not written:
         return float(not opening)
     return sum(text == step for text, step in zip(written, opening)) / len(written)
+
+
+def share_valid(judged: Sequence[Judged]) -> float:
+    """Share of steps that are valid; of none, 0."""
+    return sum(valid for _, valid in judged) / max(len(judged), 1)
 
 
 def valid_steps(

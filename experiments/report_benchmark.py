@@ -1,0 +1,67 @@
+"""Time how long a browser takes to open the page of a report.
+
+    python -m experiments.report_benchmark runs/quickstart/report.html [PAGE ...]
+
+Headless Chromium of the system, driven by playwright (pip install '.[browser]'). A page is open
+when all its completions are read and the first problem is drawn; the time is from the start of the
+navigation, each in a fresh browser.
+"""
+
+import argparse
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import launch
+
+READY = "performance.getEntriesByName('ready')[0].startTime"
+
+
+def opening_seconds(page: Path, chromium: str) -> float:
+    """Seconds until a page is open.
+
+    Raises:
+      ValueError: playwright, which drives the browser, is not installed.
+    """
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as error:
+        raise ValueError("playwright is not installed; pip install '.[browser]'.") from error
+    with sync_playwright() as driver:
+        # The sandbox wants rights that a container may not have; the page is our own.
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        opened = browser.new_page()
+        opened.goto(page.resolve().as_uri())
+        opened.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+        seconds = opened.evaluate(READY) / 1000
+        browser.close()
+    return seconds
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print a line for each page: its size, and the median and range of the times."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.report_benchmark", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pages", nargs="+", type=Path, help="what experiments.report has written")
+    parser.add_argument("--repeats", type=int, default=5, help="times each is opened (default: 5)")
+    given = parser.parse_args(argv)
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        launch.refuse("chromium is not installed; apt-get install chromium.")
+    for page in given.pages:
+        if not page.is_file():
+            launch.refuse(f"{page}: there is no such file.")
+        with launch.refusals():
+            seconds = sorted(opening_seconds(page, chromium) for _ in range(given.repeats))
+        print(
+            f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in "
+            f"{statistics.median(seconds):.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
