@@ -20,7 +20,7 @@ import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from experiments import quickstart, sources
+from experiments import launch, quickstart, sources
 from experiments.configs import countdown
 from experiments.sft import fine_tune, pretrain, set_up, training_data
 from experiments.show_task import describe
@@ -28,6 +28,7 @@ from reasoning.data.pipelines import collate, make_example
 from reasoning.evaluation import reports
 from reasoning.evaluation.policies import sample_and_judge
 from reasoning.learning.assignment import match, matching_costs
+from reasoning.models.strategies import spread_strategies
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
 
@@ -124,8 +125,9 @@ display(reports.learning_curves(metrics))
 #
 # ## The matching, seen on one problem
 #
-# The costs $L_{ij}$ of one problem's four traces under the four tags, before and after. The
-# circles are the assignment that the next update would train.
+# The costs $L_{ij}$ of one problem's four traces under the four tags, before and after. At the
+# start the tags lie close together, around the one that the base policy knows. The circles are
+# the assignment that the next update would train.
 
 # %%
 def costs_of(params: dict, problem: object) -> jax.Array:
@@ -139,10 +141,11 @@ def costs_of(params: dict, problem: object) -> jax.Array:
 
 problem = next(p for p in setup.test if all(task.trace(p, s) for s in task.strategies))
 figure = Figure(figsize=(8, 3), layout="constrained")
-shown = {"before": base, "after matching": policies["matched"]}
+start = spread_strategies(base, launch.run_key(0, "tags"), config.loss.tag_noise)
+shown = {"before": start, "after": policies["matched"]}
 for ax, (title, params) in zip(figure.subplots(1, 2), shown.items()):
     costs = costs_of(params, problem)
-    ax.imshow(costs, cmap="Blues")
+    ax.imshow(costs, cmap="Blues", vmin=costs.min(), vmax=2 * costs.max() - costs.min())
     ax.scatter(match(costs), range(len(costs)), s=500, facecolors="none", edgecolors="crimson")
     for (row, column), cost in np.ndenumerate(np.array(costs)):
         ax.text(column, row, f"{cost:.2f}", ha="center", va="center", fontsize=8)
