@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import evaluate, export, sources
+from experiments import evaluate, export
 from experiments.configs import gsm8k
 from experiments.sft import fine_tune, pretrain, set_up, training_data
 from reasoning.data.chat import load_chat_template
@@ -136,7 +136,7 @@ def random_model(directory: Path, texts: list[str]) -> str:
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -267,10 +267,9 @@ print(*sorted(f"{file.name}: {file.stat().st_size:,} bytes" for file in OUT.iter
 tags = [load_tokenizer(OUT).encode_template(f"<|strategy_{n}|>") for n in (1, 2)]
 print(f"strategy tokens: {tags}")
 
-exported = load_config(OUT, dtype="float32", scan_layers=True)
-model = sources.make_model(config, setup.text_format)
-row = jnp.array([[*prompt_ids, tags[0][0]]])
-before, _ = Transformer(model).apply(params, row)
+exported = load_config(OUT, dtype=setup.model.dtype, scan_layers=True)
+row = jnp.array([[*prompt_ids, *tags[0]]])
+before, _ = Transformer(setup.model).apply(params, row)
 after, _ = Transformer(exported).apply(load_params(OUT, exported, jax.random.key(0)), row)
 difference = jnp.abs(before - after[..., : before.shape[-1]]).max()
 print(f"largest difference of logits: {difference:.1e}")

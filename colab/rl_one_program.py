@@ -12,6 +12,7 @@
 
 # %%
 # %matplotlib inline
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -70,6 +71,10 @@ config.finetune.problems, config.finetune.buckets = size["problems"], 1
 config.finetune.learning_rate = 3e-3
 config.evaluation.problems = config.evaluation.validation_problems = size["held_out"]
 
+for rl in (config.grpo, config.gfpo):
+    rl.steps, rl.problems = size["steps"], size["problems"] // 2
+    rl.prompts, rl.samples, rl.microbatches = size["prompts"], size["samples"], 1
+
 setup = set_up(config, ("fixed",))
 print(describe(setup.task, setup.test[0]))
 
@@ -115,13 +120,11 @@ print(f"its own tag     {100 * accuracy(start, OWN_TAG):5.1f}% right")
 # vmapped; on a CPU, which one of them fills, they take turns. Several devices share them.
 
 # %%
-for name in ("grpo", "gfpo"):
-    print(f"{name}: {ALGORITHMS[name]}\n")
-    section = config[name]
-    section.steps, section.problems = size["steps"], size["problems"] // 2
-    section.prompts, section.samples, section.microbatches = size["prompts"], size["samples"], 1
+grpo, gfpo = (dataclasses.asdict(ALGORITHMS[name]) for name in ("grpo", "gfpo"))
+for choice in grpo:
+    if grpo[choice] != gfpo[choice]:
+        print(f"{choice:13} grpo {grpo[choice]!s:25} gfpo {gfpo[choice]}")
 
-# %%
 problems = rl_problems(setup, config.grpo, config.seed)
 reward = chosen_reward(setup, config.grpo)  # (prompts, completions, metadata) -> verdicts, in jnp
 side_by_side, num_devices = seeds_side_by_side(len(SEEDS)), devices_for(len(SEEDS))
