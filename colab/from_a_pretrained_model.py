@@ -129,11 +129,10 @@ print(rows["train"][0]["question"], *two_solutions(rows["train"][0])["traces"], 
 # the shape of Qwen 2, with a byte-level tokenizer trained on the questions.
 
 # %%
-def random_model(directory: Path, texts: list[str]) -> str:
-    """Write a model directory of random weights; returns it."""
+def small_tokenizer(directory: Path, texts: list[str]) -> int:
+    """Train and write a tokenizer; returns the size of its vocabulary."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    directory.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -142,20 +141,27 @@ def random_model(directory: Path, texts: list[str]) -> str:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=512, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    specials = [AddedToken(text, special=True) for text in ("<|endoftext|>", "<|pad|>")]
+    tokenizer.add_special_tokens(specials)
     tokenizer.save(str(directory / "tokenizer.json"))
     names = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>",
-             "pad_token": "<|endoftext|>", "bos_token": None}
+             "pad_token": "<|pad|>", "bos_token": None}
     (directory / "tokenizer_config.json").write_text(json.dumps(names))
+    return tokenizer.get_vocab_size()
+
+
+def random_model(directory: Path, texts: list[str]) -> None:
+    """Write a model directory of random weights."""
+    directory.mkdir(parents=True, exist_ok=True)
     shape = ModelConfig(
-        vocab_size=tokenizer.get_vocab_size(), num_strategies=1, strategy_ids=(0,), d_model=128,
-        num_layers=3, num_heads=4, num_kv_heads=2, head_dim=32, d_ff=384, max_length=1024,
-        position_encoding="rope", qkv_bias=True,
+        vocab_size=small_tokenizer(directory, texts), num_strategies=1, strategy_ids=(0,),
+        d_model=128, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=32, d_ff=384,
+        max_length=1024, position_encoding="rope", qkv_bias=True,
     )
     save_pretrained(directory, shape, init_params(shape, jax.random.key(0)), dtype="float32")
-    return str(directory)
 
 
+# %%
 DIRECTORY = None
 if size["model"]:
     try:
@@ -168,7 +174,9 @@ if size["model"]:
 if DIRECTORY is None:
     path = Path(f"runs/random_model_{SOURCE}_{SCALE}")
     texts = [row[field] for row in rows["train"] for field in ("question", "answer")]
-    DIRECTORY = str(path) if path.is_dir() else random_model(path, texts)
+    if not path.is_dir():
+        random_model(path, texts)
+    DIRECTORY = str(path)
 PRETRAINED = not DIRECTORY.startswith("runs/")
 print(f"{DIRECTORY}: {count_parameters(load_config(DIRECTORY)):,} parameters")
 
@@ -249,8 +257,9 @@ for tag in range(2):
 # `\boxed{}`) and compares exactly.
 
 # %%
-config.model.policy = str(RUN / "policies/seed0/matched")
-evaluate.main(config, f"{RUN}_test")
+trained = config.copy_and_resolve_references()
+trained.model.policy = str(RUN / "policies/seed0/matched")
+evaluate.main(trained, f"{RUN}_test")
 
 # %% [markdown]
 # ## Export
@@ -262,7 +271,7 @@ evaluate.main(config, f"{RUN}_test")
 # %%
 OUT = Path(f"{RUN}_model")
 if not OUT.exists():
-    export.export(config, str(OUT), "float32")
+    export.export(trained, str(OUT), "float32")
 print(*sorted(f"{file.name}: {file.stat().st_size:,} bytes" for file in OUT.iterdir()), sep="\n")
 tags = [load_tokenizer(OUT).encode_template(f"<|strategy_{n}|>") for n in (1, 2)]
 print(f"strategy tokens: {tags}")

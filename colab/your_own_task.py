@@ -77,6 +77,12 @@ def complements(numbers: tuple[int, ...], target: int) -> Steps:
             yield f"{target} - {number} = {missing} {'yes' if found else 'no'}", (number, missing)
 
 
+def split_steps(steps: str) -> list[str]:
+    """Cut a trace into its steps, five words and a check each."""
+    words = steps.split()
+    return [" ".join(words[i : i + 6]) for i in range(0, len(words), 6)]
+
+
 SEARCHES = {"pointers": pointers, "complements": complements}
 
 # %% [markdown]
@@ -175,12 +181,6 @@ class JudgedPairs(Pairs):
         return itertools.chain.from_iterable(SEARCHES[name](*problem) for name in names)
 
 
-def split_steps(steps: str) -> list[str]:
-    """Cut a trace into its steps, five words and a check each."""
-    words = steps.split()
-    return [" ".join(words[i : i + 6]) for i in range(0, len(words), 6)]
-
-
 # %% [markdown]
 # Register it under a name, and look at it. What one believes of a task is worth a check: every
 # trace is right, and belongs to its strategy.
@@ -188,7 +188,8 @@ def split_steps(steps: str) -> list[str]:
 # %%
 TASKS["pairs"] = (JudgedPairs, {})
 task = make_task("pairs")
-print(describe(task, next(task.stream("train", seed=0))), "\n")
+for problem in itertools.islice(task.stream("train", seed=0), 2):
+    print(describe(task, problem), "\n")
 
 problems = list(itertools.islice(task.stream("train", seed=0), 1000))
 for strategy in task.strategies:

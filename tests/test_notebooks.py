@@ -70,7 +70,7 @@ def test_a_notebook_that_is_not_in_step_is_found(convert, tmp_path, monkeypatch,
 def test_outputs_are_stripped_and_cells_are_short(name):
     for cell in cells(name):
         assert cell["outputs"] == [] and cell["execution_count"] is None
-        assert source(cell).count("\n") < 42, source(cell)
+        assert source(cell).count("\n") < 40, source(cell)
 
 
 @named

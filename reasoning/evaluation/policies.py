@@ -152,7 +152,8 @@ def sample_problems(
       key: the evaluation's key; a sequence's own key depends on it, its problem and its place.
       filters: how to sample.
       batch_problems: problems per call of the sampler; it changes no figure.
-      budget: how long to think, with counts `[R]`, the same for every problem.
+      budget: how long to think, with counts `[R]`, or `[1]` for all alike; the same for every
+        problem.
     """
     filters.check()
     if budget is not None:
@@ -171,7 +172,7 @@ def sample_problems(
             max_new_tokens=policy.max_new_tokens,
             stop_ids=policy.text_format.stop_ids,
             pad_id=policy.text_format.pad_id,
-            budget=jax.tree.map(lambda counts: jnp.tile(counts, (rows, 1)), budget),
+            budget=jax.tree.map(lambda n: jnp.broadcast_to(n, (rows, len(tags))), budget),
         )
         shape = rows, len(tags), policy.max_new_tokens
         return tuple(x.reshape(shape) for x in (samples.tokens, samples.mask, samples.log_probs))
