@@ -7,7 +7,7 @@
 # trained, unless that notebook's run directory is not here: then a shorter run makes the policy
 # first.
 #
-# It takes about three minutes on two CPU cores with the policy at hand, about six without.
+# It takes about two minutes on two CPU cores with the policy at hand, about six without.
 
 # %%
 # %matplotlib inline
@@ -153,6 +153,9 @@ points = {name: (budgets, found) for name, found in curves.items()}
 display(reports.estimate_curves({"": points}, "tokens of thinking, at most", "right (%)"))
 
 # %% [markdown]
+# Where the budget cuts the first try in two, the policy does worse than without any thinking; then
+# every try that is left to it is worth something.
+#
 # ## Side by side
 #
 # Every method with its price, those that draw samples at the same number of tokens.
