@@ -176,11 +176,8 @@ def curve(values: np.ndarray) -> tuple[np.ndarray, list[dict]]:
 
 panels = {
     "reward": {name: curve(metrics["reward"]) for name, (_, metrics) in runs.items()},
-    **{
-        f"share of the tag '{strategy}'": {
-            name: curve(metrics["tags/share"][:, :, tag]) for name, (_, metrics) in runs.items()
-        }
-        for tag, strategy in enumerate(setup.task.strategies)
+    "share of the tag 'direct'": {
+        name: curve(metrics["tags/share"][:, :, 0]) for name, (_, metrics) in runs.items()
     },
 }
 display(reports.estimate_curves(panels, "step", "%"))

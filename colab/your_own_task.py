@@ -35,7 +35,7 @@ from reasoning.sampling.filters import Filters
 # %%
 sizes = {
     "smoke": dict(preset="0.01m", base=6, steps=4, problems=60, held_out=8, buckets=1),
-    "cpu": dict(preset="0.2m", base=1500, steps=600, problems=10_000, held_out=300, buckets=1),
+    "cpu": dict(preset="0.2m", base=3000, steps=1200, problems=10_000, held_out=400, buckets=1),
     "gpu": dict(preset="0.8m", base=2500, steps=1000, problems=20_000, held_out=1000, buckets=1),
     "tpu": dict(preset="0.8m", base=2500, steps=1000, problems=20_000, held_out=1000, buckets=1),
 }
@@ -100,7 +100,7 @@ class Pairs:
     num_traces = len(strategies)
     words = ("make", ":", "+", "-", "=", "low", "high", "yes", "no", "answer")
 
-    def __init__(self, size: int = 7, largest: int = 40, tries: int = 2) -> None:
+    def __init__(self, size: int = 7, largest: int = 30, tries: int = 2) -> None:
         self.size, self.largest, self.tries = size, largest, tries
         self.max_number = 2 * largest
         self.stream = lambda split, seed: hashed_stream(self, split, seed)
