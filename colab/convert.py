@@ -24,14 +24,11 @@ BADGE = (
 )
 INSTALL = """\
 # Installs the project where it is not, in about a minute. The jax that is here stays as it is.
-import importlib.metadata
 import importlib.util
-from pathlib import Path
+import sys
 
 if importlib.util.find_spec("reasoning") is None:
-    found = {{each.name.lower(): each.version for each in importlib.metadata.distributions()}}
-    kept = [name for name in found if name.startswith(("jax", "libtpu", "numpy"))]
-    Path("kept.txt").write_text("".join(f"{{name}}=={{found[name]}}\\n" for name in kept))
+    !{{sys.executable}} -m pip freeze | grep -E "^(jax|libtpu|numpy)" > kept.txt
     %pip install -q -c kept.txt "reasoning[colab] @ git+https://github.com/{repository}"\
 """
 METADATA = {
