@@ -42,11 +42,11 @@ jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), 8))
 # %%
 sizes = {
     "smoke": dict(preset="0.01m", sft=4, problems=60, steps=4, prompts=4, samples=4, held_out=8),
-    "cpu": dict(preset="0.1m", sft=400, problems=5000, steps=40, prompts=8, samples=8,
-                held_out=200),
-    "gpu": dict(preset="0.2m", sft=400, problems=5000, steps=100, prompts=32, samples=16,
+    "cpu": dict(preset="0.2m", sft=1000, problems=5000, steps=40, prompts=16, samples=8,
+                held_out=400),
+    "gpu": dict(preset="0.2m", sft=1000, problems=5000, steps=100, prompts=32, samples=16,
                 held_out=500),
-    "tpu": dict(preset="0.2m", sft=400, problems=5000, steps=100, prompts=32, samples=16,
+    "tpu": dict(preset="0.2m", sft=1000, problems=5000, steps=100, prompts=32, samples=16,
                 held_out=500),
 }
 SCALE = os.environ.get("REASONING_NOTEBOOK_SCALE", jax.default_backend())
@@ -56,19 +56,19 @@ print(f"{SCALE}, {jax.device_count()} devices: {size}")
 # %% [markdown]
 # ## A task where the choice of the strategy matters
 #
-# The product of six permutations of three points. Multiplied step by step, from the left or in
+# The product of five permutations of three points. Multiplied step by step, from the left or in
 # pairs, it is easy; the strategy `direct` says the product at once, which a small policy cannot
 # compute reliably.
 
 # %%
 config = group_words.get_config("S3")
-config.task.arguments.length = 6
+config.task.arguments.length = 5
 config.task.strategies = ("direct", "left", "tree")
 config.model.preset, config.model.num_strategies, config.model.max_length = size["preset"], 3, 40
 config.arm = "fixed"  # tag s stands for the s-th strategy
 config.pretrain.steps, config.finetune.steps = 0, size["sft"]
 config.finetune.problems, config.finetune.buckets = size["problems"], 1
-config.finetune.learning_rate = 3e-3
+config.finetune.learning_rate = 5e-3
 config.evaluation.problems = config.evaluation.validation_problems = size["held_out"]
 
 for rl in (config.grpo, config.gfpo):
