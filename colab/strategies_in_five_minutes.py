@@ -198,7 +198,9 @@ print(reports.table(results))
 
 # %% [markdown]
 # Percent, with the half-width of the 95% interval over problems; the last line is the paired
-# difference. First the claim: of the traces under each tag, the share that follows each strategy.
+# difference. First plot: of the traces under each tag, the share that follows each strategy
+# (*none*: no single one explains it). A matched tag should stand for one strategy, where the
+# mixed policy's one tag follows them all. Second plot: the coverage of k samples.
 
 # %%
 display(reports.tag_by_strategy(results["arms"], task.strategies))
