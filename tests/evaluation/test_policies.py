@@ -5,6 +5,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from reasoning.evaluation.policies import (
     Policy,
     judge,
     sample_and_judge,
+    sample_problems,
     summarise,
     tag_strategy_counts,
 )
@@ -27,6 +29,7 @@ from reasoning.models.config import ModelConfig
 from reasoning.rewards.host import task_reward
 from reasoning.rewards.judges import AnswerJudge
 from reasoning.rewards.symbolic import Outcome
+from reasoning.sampling.budgets import Budget
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG
 
@@ -238,6 +241,23 @@ def test_batches_of_the_sampler_change_no_completion(rough_params):
     parts = sample_and_judge(policy, problems, tags, key, filters, batch_problems=2)
     for name, values in dataclasses.asdict(whole).items():
         np.testing.assert_array_equal(getattr(parts, name), values, err_msg=name)
+
+
+def test_one_budget_stands_for_all_of_a_problems_samples(rough_params):
+    config = dataclasses.replace(CONFIG, d_model=16, num_layers=1, num_heads=2, num_kv_heads=2,
+                                 head_dim=8, d_ff=16, max_length=40)
+    policy = dataclasses.replace(POLICY, params=rough_params(config), config=config,
+                                 max_new_tokens=12)
+    (end,) = TOKENIZER.encode("answer")
+
+    def drawn(*most):
+        budget = Budget(jnp.array(most), jnp.zeros(len(most), int), end, (end,)) if most else None
+        tags, filters = np.arange(3), Filters()
+        return sample_problems(policy, [PROBLEM] * 2, tags, jax.random.key(0), filters, 2, budget)
+
+    np.testing.assert_array_equal(drawn(4).tokens, drawn(4, 4, 4).tokens)
+    assert (drawn(4).tokens == end).sum() > (drawn().tokens == end).sum()
+    assert (drawn(4).tokens != drawn(4, 9, 4).tokens).any()
 
 
 # summing up
