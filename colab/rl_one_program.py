@@ -8,7 +8,7 @@
 # 2510.05132](https://arxiv.org/abs/2510.05132)), which trains nothing but the choice of the
 # strategy tag, with eight seeds each, and draws the curves with intervals.
 #
-# It takes about five minutes on two CPU cores.
+# It takes about five minutes on two CPU cores, most of it GRPO.
 
 # %%
 # %matplotlib inline
