@@ -198,7 +198,8 @@ for name, (params, _) in runs.items():
 
 # %% [markdown]
 # GFPO can only choose among what the tags can do: it leaves `direct`, and ends where the best tag
-# was. GRPO may also make the traces better, at the price of moving every parameter.
+# was. It makes 16 updates of a batch here, which cost little since they read prompts alone, and
+# GRPO one. GRPO may also make the traces better, at the price of moving every parameter.
 #
 # ## What to change
 #
