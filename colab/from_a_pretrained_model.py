@@ -6,9 +6,9 @@
 # evaluated, and exported as a model directory again.
 #
 # On a GPU or a TPU with network this is Qwen2.5-0.5B-Instruct and GSM8K. Without network, or on a
-# CPU, a small random model takes the model's place, and where GSM8K cannot be had, questions made
-# here take its: every step is the same, but such a model learns the form of an answer and hardly
-# any arithmetic. That takes about five minutes on two CPU cores.
+# CPU, a small random model takes the model's place, and questions of two small calculations, made
+# here in the form of GSM8K, that of GSM8K, which such a model could not learn: every step is the
+# same. That takes about six minutes on two CPU cores.
 
 # %%
 # %matplotlib inline

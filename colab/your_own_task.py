@@ -5,7 +5,7 @@
 # two strategies, from nothing to a trained and evaluated policy, without a change in the library:
 # *find the two numbers of a list that add up to a target*.
 #
-# It takes about four minutes on two CPU cores.
+# It takes about five minutes on two CPU cores.
 
 # %%
 # %matplotlib inline
