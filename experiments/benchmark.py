@@ -284,7 +284,10 @@ MEASUREMENTS: dict[str, Callable[[str, int], Iterator[Row]]] = {
     "growth": measure_growth,
 }
 
-_ONLY = flags.DEFINE_list("only", list(MEASUREMENTS), f"Some of {', '.join(MEASUREMENTS)}.")
+_ONLY = flags.DEFINE_list(
+    "only", [name for name in MEASUREMENTS if name != "growth"],
+    f"Some of {', '.join(MEASUREMENTS)}; growth takes longest.",
+)
 _SIZE = flags.DEFINE_enum("size", "peer", list(WORK), "peer: what peers are timed on.")
 _PLOT = flags.DEFINE_string("plot", None, "A file for the picture of growth.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Laps after the first call.", lower_bound=1)
@@ -301,6 +304,8 @@ def main(argv: Sequence[str]) -> None:
     launch.keep_memory()
     if _PLOT.value and "growth" not in _ONLY.value:
         launch.refuse(f"plot={_PLOT.value!r}: shows growth; add it to --only.")
+    if _PLOT.value and not Path(_PLOT.value).parent.is_dir():
+        launch.refuse(f"plot={_PLOT.value!r}: there is no such folder; make it.")
     rows = []
     for name in _ONLY.value:
         for row in MEASUREMENTS[name](_SIZE.value, _REPEATS.value):

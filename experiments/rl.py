@@ -62,6 +62,7 @@ from reasoning.runtime.progress import Progress
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, pad_prompts
+from reasoning.sampling.slots import rows_at_a_time
 
 PROGRAM = "experiments.rl"
 
@@ -95,6 +96,9 @@ def rl_config(
     """
     changes = {name: value for name, value in settings.override.items() if value is not None}
     algorithm = make_algorithm(settings.algorithm, **changes)
+    num_slots = settings.num_slots
+    if num_slots is None:
+        num_slots = rows_at_a_time(settings.prompts * settings.samples)
     return RLConfig(
         model=setup.model,
         algorithm=algorithm,
@@ -103,7 +107,7 @@ def rl_config(
             max_new_tokens=setup.model.max_length - setup.prompt_length,
             tags="stratified" if algorithm.positions == "fork_exact" else "own",
             early_exit=early_exit,
-            num_slots=settings.num_slots if early_exit else None,
+            num_slots=num_slots if early_exit else None,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,

@@ -33,6 +33,15 @@ from reasoning.sampling.sampler import (
     prefill,
 )
 
+# Rows at a time; on two CPU cores twice as fast as 1024 at once, of 45 tokens on average and 98 at
+# most. Accelerators are not filled by so few.
+CPU_ROWS, ROWS = 128, 1024
+
+
+def rows_at_a_time(num_sequences: int) -> int:
+    """In how many rows so many sequences are sampled on the default backend, if nobody says."""
+    return min(num_sequences, CPU_ROWS if jax.default_backend() == "cpu" else ROWS)
+
 
 @flax.struct.dataclass
 class _Rows:

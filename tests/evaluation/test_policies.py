@@ -29,6 +29,7 @@ from reasoning.models.config import ModelConfig
 from reasoning.rewards.host import task_reward
 from reasoning.rewards.judges import AnswerJudge
 from reasoning.rewards.symbolic import Outcome
+from reasoning.sampling import slots
 from reasoning.sampling.budgets import Budget
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG
@@ -225,7 +226,7 @@ def test_rows_are_records_for_a_json_file():
     assert second["tag"] == -1 and second["strategy"] is None and not second["correct"]
 
 
-def test_batches_of_the_sampler_change_no_completion(rough_params):
+def test_batches_of_the_sampler_and_slots_change_no_completion(rough_params, monkeypatch):
     config = ModelConfig(
         vocab_size=TOKENIZER.vocab_size, num_strategies=2, d_model=8, num_layers=1, num_heads=2,
         num_kv_heads=2, head_dim=4, d_ff=8, max_length=16,
@@ -241,6 +242,10 @@ def test_batches_of_the_sampler_change_no_completion(rough_params):
     parts = sample_and_judge(policy, problems, tags, key, filters, batch_problems=2)
     for name, values in dataclasses.asdict(whole).items():
         np.testing.assert_array_equal(getattr(parts, name), values, err_msg=name)
+    monkeypatch.setattr(slots, "CPU_ROWS", 4)  # fewer than the nine sequences
+    refilled = sample_and_judge(policy, problems, tags, key, filters, batch_problems=3)
+    for name, values in dataclasses.asdict(whole).items():
+        np.testing.assert_array_equal(getattr(refilled, name), values, err_msg=name)
 
 
 def test_one_budget_stands_for_all_of_a_problems_samples(rough_params):
