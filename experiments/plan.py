@@ -1,7 +1,7 @@
 r"""The plan for a pod: what a configuration's programs need of every device of a topology.
 
     python -m experiments.plan --config=experiments/configs/pod.py:v5p --topology=v5p:4x4x8
-    python -m experiments.plan --config=experiments/configs/smoke.py --topology=cpu:8 \\
+    python -m experiments.plan --config=experiments/configs/smoke.py --topology=cpu:8 \
         --config.mesh.fsdp=8 --hlo=runs/hlo
 
 Lowers and compiles the training step, the RL update and the sampler for the topology, with

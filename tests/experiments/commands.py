@@ -41,6 +41,7 @@ def call(program, arguments, only_parse=False):
         print(flags_parser(sys.argv)[1:], end="")
 
     status, output = 0, io.StringIO()
+    sys.modules.pop(f"experiments.{program}", None)  # else runpy warns that it is imported already
     with (
         contextlib.chdir(ROOT), contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output), patch.object(sys, "argv", ["", *arguments]),
