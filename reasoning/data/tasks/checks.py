@@ -118,7 +118,7 @@ def _check_steps(name: str, task: Any, problem: Any, steps: str) -> None:
         )
     mean = sum(bool(valid) for _, valid in judged) / max(len(judged), 1)
     share = task.check_trace(problem, None, steps)
-    if judged and abs(mean - share) > 1e-6:
+    if steps and abs(mean - share) > 1e-6:
         raise ValueError(
             f"task={name!r}: of {steps!r}, judge_steps finds a share of {mean:.3f} valid, and "
             f"check_trace {share:.3f}; they must be equal."
