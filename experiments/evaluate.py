@@ -99,6 +99,8 @@ def set_up(config: ml_collections.ConfigDict) -> Setup:
 def policy_of_run(run: str | Path, phase: str) -> tuple[Setup, Policy]:
     """What a run has trained, ready to be sampled from, and the run's problems, format and judge.
 
+    It imports the code that the run's configuration names (MODULE:ATTRIBUTE): open your own runs.
+
         setup, policy = policy_of_run("runs/quickstart", "seed0/matched")
         sample_problems(policy, setup.test, ...)
 

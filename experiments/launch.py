@@ -167,7 +167,7 @@ def run_study(
         with usable_directory(), run:
             results = work(run, setup, data, config)
             if jax.process_index() == 0:
-                (run.path / "table.txt").write_text(table(results) + "\n")
+                (run.path / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
                 run.finish(results)
     print(table(results))
 

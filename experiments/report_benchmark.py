@@ -16,6 +16,7 @@ from pathlib import Path
 
 from experiments import launch
 
+MARK = b'<script type="text/plain" id="data">'  # of page.html
 READY = "performance.getEntriesByName('ready')[0].startTime"
 
 
@@ -23,20 +24,25 @@ def opening_seconds(page: Path, chromium: str) -> float:
     """Seconds until a page is open.
 
     Raises:
-      ValueError: playwright, which drives the browser, is not installed.
+      ValueError: playwright, which drives the browser, is not installed, the browser does not
+        start, or the page does not open.
     """
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
         raise ValueError("playwright is not installed; pip install '.[browser]'.") from error
-    with sync_playwright() as driver:
-        # The sandbox wants rights that a container may not have; the page is our own.
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        opened = browser.new_page()
-        opened.goto(page.resolve().as_uri())
-        opened.wait_for_selector("html[data-ready=yes]", timeout=60_000)
-        seconds = opened.evaluate(READY) / 1000
-        browser.close()
+    try:
+        with sync_playwright() as driver:
+            # The sandbox wants rights that a container may not have; the page is our own.
+            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            opened = browser.new_page()
+            opened.goto(page.resolve().as_uri())
+            opened.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+            seconds = opened.evaluate(READY) / 1000
+            browser.close()
+    except Error as error:
+        raise ValueError(f"{page}: {chromium} does not open it: {error.message.splitlines()[0]}"
+                         ) from error
     return seconds
 
 
@@ -49,12 +55,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("pages", nargs="+", type=Path, help="what experiments.report has written")
     parser.add_argument("--repeats", type=int, default=5, help="times each is opened (default: 5)")
     given = parser.parse_args(argv)
+    if given.repeats < 1:
+        launch.refuse(f"repeats={given.repeats}: must be 1 or more.")
+    for page in given.pages:
+        if not page.is_file():
+            launch.refuse(f"{page}: there is no such file.")
+        if MARK not in page.read_bytes():
+            launch.refuse(f"{page}: is no page of experiments.report; name one that is.")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         launch.refuse("chromium is not installed; apt-get install chromium.")
     for page in given.pages:
-        if not page.is_file():
-            launch.refuse(f"{page}: there is no such file.")
         with launch.refusals():
             seconds = sorted(opening_seconds(page, chromium) for _ in range(given.repeats))
         print(

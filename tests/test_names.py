@@ -184,6 +184,16 @@ class Wrong(Countdown):
             return dataclasses.replace(trace, steps=f"{trace.steps} ")
         return trace
 
+    def judge_steps(self, problem, steps):
+        judged = super().judge_steps(problem, steps)
+        if self.what == "no list":
+            return tuple(judged)
+        return [(step, False) for step, _ in judged] if self.what == "judge_steps" else judged
+
+    def check_trace(self, problem, strategy, steps):
+        judge = Countdown() if self.what == "judge_steps" else super()
+        return judge.check_trace(problem, strategy, steps)
+
     def verify(self, problem, answer):
         return True if self.what == "verify" else super().verify(problem, answer)
 
@@ -200,6 +210,8 @@ class Wrong(Countdown):
         ("steps", "whose steps check_trace does not all find valid"),
         ("spaces", "'' in .* is none of its words"),
         ("verify", "verify returns True; return a Verdict"),
+        ("judge_steps", "judge_steps finds a share of 0.000 valid, and check_trace 1.000"),
+        ("no list", r"judge_steps returns \(.*; return a list of"),
     ],
 )
 def test_a_task_that_breaks_a_promise_is_refused(what, message):

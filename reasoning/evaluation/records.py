@@ -99,7 +99,7 @@ def read_record(workdir: str | os.PathLike, name: str | None = None) -> Record:
         metrics=rows["metrics.jsonl"],
         completions=rows["completions.jsonl"],
         results=_object(path / RESULTS) if (path / RESULTS).is_file() else None,
-        table=(path / TABLE).read_text(errors="replace") if (path / TABLE).is_file() else "",
+        table=_text(path / TABLE) if (path / TABLE).is_file() else "",
         damaged=damaged,
         written=max(log.stat().st_mtime for log in logs if log.is_file()),
     )
@@ -131,6 +131,10 @@ def _object(path: Path) -> Row:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: is damaged (no JSON object); restore it from a copy.")
     return found
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _objects(path: Path) -> Iterator[Row | None]:

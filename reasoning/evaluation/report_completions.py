@@ -43,12 +43,13 @@ def completions_block(
 
     Args:
       marks: of each run.
-      limit: the most completions; of more, all those of problems spread evenly over them are kept.
+      limit: as `kept_lines` takes it.
     """
     total = sum(len(record.completions) for record in records)
     rows, numbers = [], []
-    for run, record in enumerate(records):
-        for line in _kept(record.completions, min(1.0, limit / max(total, 1))):
+    for run, kept in enumerate(kept_lines(records, limit)):
+        record = records[run]
+        for line in kept:
             row = record.completions[line]
             steps = marks[run](str(row.get("prompt")), str(row.get("completion")))
             rows.append({"run": record.name, **row, "steps": steps})
@@ -70,13 +71,24 @@ def completions_block(
     return Block(text, len(rows), total)
 
 
+def kept_lines(records: Sequence[Record], limit: int) -> list[list[int]]:
+    """Which lines of each run's completions.jsonl a page holds.
+
+    Args:
+      limit: about the most completions; of more, all those of problems spread evenly over each run
+        are kept, the first problem among them.
+    """
+    total = sum(len(record.completions) for record in records)
+    return [_kept(record.completions, min(1.0, limit / max(total, 1))) for record in records]
+
+
 def _kept(rows: Sequence[Mapping[str, Any]], share: float) -> list[int]:
     """The lines that are kept: those of so large a share of the problems, spread evenly."""
     places: dict[Any, int] = {}
     for row in rows:
         places.setdefault(str(row.get("prompt")), len(places))
-    kept = [math.floor((place + 1) * share) > math.floor(place * share) for place in
-            range(len(places))]
+    kept = [math.floor(place * share) > math.floor((place - 1) * share)
+            for place in range(len(places))]
     return [i for i, row in enumerate(rows) if kept[places[str(row.get("prompt"))]]]
 
 
@@ -119,7 +131,8 @@ def step_marks(task: Problems, problems: Mapping[str, Any]) -> Marks:
     """How a task judges the steps of a completion: a function of prompt and completion.
 
     It returns two numbers a step: how many characters lie between it and the step before, and how
-    long it is, negative where it is not valid. None where the task judges no steps, the problem is
+    long it is, negative where it is not valid. It raises a ValueError that names the task where
+    `judge_steps` fails. None where the task judges no steps, the problem is
     unknown, or a step does not stand in the text as it is told.
 
     Args:
@@ -133,8 +146,14 @@ def step_marks(task: Problems, problems: Mapping[str, Any]) -> Marks:
         if prompt not in problems:
             return None
         if (prompt, completion) not in memory:
-            judged = task.judge_steps(problems[prompt], parse_completion(completion)[0])
-            memory[prompt, completion] = _places(judged, completion)
+            try:
+                judged = task.judge_steps(problems[prompt], parse_completion(completion)[0])
+                memory[prompt, completion] = _places(judged, completion)
+            except Exception as error:
+                raise ValueError(
+                    f"task={task.name!r}: judge_steps of {completion!r}: "
+                    f"{type(error).__name__}: {error}."
+                ) from error
         return memory[prompt, completion]
 
     return marks

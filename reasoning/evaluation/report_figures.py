@@ -188,14 +188,21 @@ def part_panels(runs: Mapping[str, Rows], series: Mapping[str, int]) -> list[Pan
 def reward_panels(runs: Mapping[str, Rows], reasons: Mapping[str, int]) -> list[Panel]:
     """What the verifier said of the rollouts, as shares by step: a panel a run and phase.
 
+    Of several seeds their mean.
+
     Args:
       reasons: reason -> number of its colour.
     """
     panels = []
     for run, rows in runs.items():
         for phase in sorted(reinforced(rows)):
-            told = [row for row in rows if str(row.get("phase")) == phase and "reward" in row]
-            shares = {r: _mean_curve([told], f"reasons/{r}") for r in reasons}
+            names = [f"reasons/{r}" for r in reasons]
+            # A reason that a step does not tell had no rollout there.
+            told = [
+                {**row, **{name: _share(row.get(name)) for name in names}}
+                for row in rows if str(row.get("phase")) == phase and "reward" in row
+            ]
+            shares = {r: _mean_curve(_by_seed(told), f"reasons/{r}") for r in reasons}
             shares = {r: found for r, found in shares.items() if found and np.nanmax(found[1]) > 0}
             if not shares:
                 continue
@@ -213,7 +220,10 @@ def reward_panels(runs: Mapping[str, Rows], reasons: Mapping[str, int]) -> list[
 
 
 def tag_panels(runs: Mapping[str, Rows]) -> list[Panel]:
-    """The share of each tag in the rollouts by step: a panel a run and phase, a colour a tag."""
+    """The share of each tag in the rollouts by step: a panel a run and phase, a colour a tag.
+
+    Of several seeds the first: tags are exchangeable between seeds.
+    """
     panels = []
     for run, rows in runs.items():
         for phase in sorted(reinforced(rows)):
@@ -222,10 +232,14 @@ def tag_panels(runs: Mapping[str, Rows]) -> list[Panel]:
                 for row in rows
                 if str(row.get("phase")) == phase and isinstance(row.get("tags/share"), list)
             ]
+            seeds = _by_seed(told)
+            told = seeds[0] if seeds else []
             tags = list(dict.fromkeys(k for row in told for k in row if k.startswith("tag ")))
             if sum(any(row.get(tag) for row in told) for tag in tags) < 2:
                 continue
-            panel = _panel(f"{phase} · {run}" if len(runs) > 1 else phase)
+            title = f"{phase} · {run}" if len(runs) > 1 else phase
+            first = f" · seed {told[0].get('seed')}, the first" if len(seeds) > 1 else ""
+            panel = _panel(title + first)
             for i, tag in enumerate(tags):
                 _line(panel, _mean_curve([told], tag), colour(i), LINES[0], 100)
             with matplotlib.rc_context(SETTINGS):
@@ -242,9 +256,7 @@ def curve_panel(
     for i, rows in enumerate(runs.values()):
         for phase, number in series.items():
             own = [row for row in rows if str(row.get("phase")) == phase and name in row]
-            seeds = dict.fromkeys(str(row.get("seed")) for row in own)
-            each = [[row for row in own if str(row.get("seed")) == seed] for seed in seeds]
-            _line(panel, _mean_curve(each, name), colour(number), LINES[i % len(LINES)])
+            _line(panel, _mean_curve(_by_seed(own), name), colour(number), LINES[i % len(LINES)])
     if log:
         with matplotlib.rc_context(SETTINGS):
             ax = panel.figure.axes[0]
@@ -319,6 +331,19 @@ def _scalars(runs: Mapping[str, Rows]) -> list[str]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _share(value: Any) -> float:
+    """A share that a row tells; 0 where it tells none."""
+    return value if _is_number(value) and np.isfinite(value) else 0.0
+
+
+def _by_seed(rows: Rows) -> list[Rows]:
+    """The lines of each seed, the first that comes up first."""
+    seeds: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        seeds.setdefault(str(row.get("seed")), []).append(row)
+    return list(seeds.values())
 
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # steps, mean, least, most

@@ -55,7 +55,7 @@ def make_page(
 
     Args:
       scores: of the completions whose tokens were scored.
-      limit: the most completions that the page holds.
+      limit: about the most completions that the page holds.
     """
     styles, series = Styles(), series_of(records)
     block = completions_block(records, [view.marks for view in views], scores, limit)
@@ -73,9 +73,10 @@ def make_page(
         f'<section id="{name.lower()}"><h2>{name}</h2>{content}</section>'
         for name, content in sections.items()
     )
-    css = (PARTS / "page.css").read_text() + styles.css
-    script = (PARTS / "page.js").read_text()
-    page = string.Template((PARTS / "page.html").read_text()).substitute(
+    css = (PARTS / "page.css").read_text(encoding="utf-8") + styles.css
+    script = (PARTS / "page.js").read_text(encoding="utf-8")
+    template = string.Template((PARTS / "page.html").read_text(encoding="utf-8"))
+    page = template.substitute(
         policy=POLICY.format(script=_hash(script), style=_hash(css)),
         title=escape(f"Report: {names}"),
         links=" ".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections),
@@ -119,7 +120,8 @@ def _facts(record: Record) -> str:
         facts["took"] = f"{results['seconds'] / 60:.1f} min in its last attempt"
     facts["device"] = versions.get("device", "not told")
     facts["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items() if k != "device")
-    facts["revision"] = str(about.get("git"))[:12]
+    revision, plus, changes = str(about.get("git") or "not told").partition("+")
+    facts["revision"] = revision[:12] + plus + changes
     command = about.get("command") or []
     facts["command"] = shlex.join([str(word) for word in command])
     for file, count in record.damaged.items():
@@ -287,8 +289,8 @@ def _completions(records: Sequence[Record], views: Sequence[View], block: Block)
         f'<span id="shades" hidden>shading from {levels} · framed: largest entropy</span>'
         f'<details class="note"><summary>what is shown</summary><ul>{told}</ul></details></div>'
         '<div id="browser"><div id="problems" tabindex="0" role="listbox" aria-label="problems">'
-        '<div id="spacer"></div></div>'
-        '<div id="traces" tabindex="0" aria-label="traces"><div id="asked"></div>'
+        '<div id="spacer" role="presentation"></div></div>'
+        '<div id="traces" tabindex="0" role="region" aria-label="traces"><div id="asked"></div>'
         '<div id="columns"></div></div></div>'
     )
 

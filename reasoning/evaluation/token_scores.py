@@ -124,8 +124,13 @@ def _ids(text_format: TextFormat, text: str, ended: bool) -> list[int]:
 def _ends(text_format: TextFormat, ids: list[int], text: str) -> list[int] | None:
     """Where each token ends in the text; None where the tokens do not read as the text."""
     ends, fork = [], text_format.tags.ids[:1] if text_format.tags else ()
+    at = start = known = 0  # characters that are read; ids[start:known] are the last of them
     for count in range(1, len(ids) + 1):
-        read = text_format.completion_text([*fork, *ids[:count]])
-        whole = text.startswith(read)  # else a character's bytes are still to come
-        ends.append(len(read) if whole else (ends or [0])[-1])
+        # Read with those before: a space in front of the very first is taken away.
+        opens = () if start else fork
+        before = text_format.completion_text([*opens, *ids[start:known]])
+        new = text_format.completion_text([*opens, *ids[start:count]])[len(before) :]
+        if text.startswith(new, at):  # else a character's bytes are still to come
+            at, start, known = at + len(new), known, count
+        ends.append(at)
     return ends if ids and ends[-1] == len(text) else None

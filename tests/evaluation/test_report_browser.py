@@ -174,11 +174,12 @@ def test_everything_is_done_by_keys(open_page, page_of):
 def test_tokens_are_shaded_and_the_fork_is_marked(open_page, page_of):
     text = completions()[0]["completion"]
     words = text.split(" ")
-    ends = [0]
+    ends = [0]  # of the tag
     for word in words:
         ends.append(ends[-1] + len(word) + (ends[-1] > 0))
-    log_probs = [-1.5, *[-0.001] * (len(words) - 1), -3.0]
-    entropies = [1.25, 0.7, *[0.01] * (len(words) - 1)]
+    ends.append(ends[-1])
+    log_probs = [-1.5, *[-0.001] * (len(words) - 1), -3.0, -0.001]
+    entropies = [1.25, 0.7, *[0.01] * (len(words) - 1), 0.9]  # the last is <eos>: not drawn
     rows = completions()
     line = next(i for i, row in enumerate(rows) if row["arm"] == "matched" and "step" not in row)
     scores = {(0, line): TokenScores(ends, log_probs, entropies)}
@@ -219,6 +220,39 @@ def test_two_runs_stand_side_by_side(open_page, page_of):
     page = open_page(page_of(completions(), names=("one", "two")))
     assert [head.split()[0] for head in heads(page)] == ["one", "two"]
     assert page.inner_text("#count") == "240 of 720, 60 problems"
+
+
+def test_two_runs_of_other_arms_and_seeds_are_both_shown(open_page, write_run):
+    rows = completions()
+    runs = [write_run(arm, [{**row, "seed": seed} for row in rows if row["arm"] == arm])
+            for seed, arm in enumerate(("mixed", "matched"))]
+    records = read_records([str(run) for run in runs])
+    page = open_page(make_page(records, [View(no_marks)] * 2, {}, 10_000))
+    assert [head.split()[0] for head in heads(page)] == ["mixed", "matched"]
+    assert page.get_by_label("arm", exact=True).input_value() == "all"
+    assert page.get_by_label("seed", exact=True).input_value() == "all"
+    assert page.inner_text("#count") == "180 of 360, 60 problems"
+
+
+def test_several_seeds_are_not_mixed_under_a_tag(open_page, page_of):
+    page = open_page(page_of([{**row, "seed": seed} for seed in (3, 5) for row in completions()]))
+    assert page.inner_text("#count") == "120 of 720, 60 problems"  # of the first seed
+    assert heads(page) == ["tag 0 1 of 1 right", "tag 1 0 of 1 right"]
+    page.get_by_label("seed", exact=True).select_option(label="all")
+    first = page.locator("#columns > div").nth(0).locator("article")
+    assert first.count() == 2  # equal texts of two seeds
+    for seed in range(2):
+        assert f"seed {3 + 2 * seed}" in first.nth(seed).inner_text()
+
+
+def test_a_browser_that_cannot_unpack_says_so(browser, page_of):
+    context = browser.new_context()
+    context.add_init_script("delete window.DecompressionStream")
+    page = context.new_page()
+    page.set_content(page_of(completions()[:6]).decode())
+    page.wait_for_selector("html[data-ready=yes]", timeout=20_000)
+    assert page.inner_text("#count").startswith("This browser cannot unpack the completions")
+    context.close()
 
 
 def test_a_narrow_window_does_not_scroll_sideways(open_page, page_of):

@@ -14,7 +14,12 @@ from reasoning.data.tasks import make_task
 from reasoning.data.tasks.base import parse_completion
 from reasoning.evaluation import report_figures as figures
 from reasoning.evaluation.records import read_record, read_records
-from reasoning.evaluation.report_completions import completions_block, no_marks, step_marks
+from reasoning.evaluation.report_completions import (
+    completions_block,
+    kept_lines,
+    no_marks,
+    step_marks,
+)
 from reasoning.evaluation.report_html import View, make_page
 from reasoning.evaluation.token_scores import TokenScores
 
@@ -205,6 +210,70 @@ def test_a_step_that_is_not_in_the_text_leaves_it_without_marks():
             return [("a", True), ("not there", False)]
 
     assert step_marks(Task(), {"p": 0})("p", "a b c") is None
+
+
+def test_a_judge_of_steps_that_fails_is_named():
+    class Task:
+        name = "mine"
+
+        def judge_steps(self, problem, steps):
+            return [1 / 0]
+
+    with pytest.raises(ValueError, match="task='mine': judge_steps of 'a b': ZeroDivisionError"):
+        step_marks(Task(), {"p": 0})("p", "a b")
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 10, 0])
+def test_the_first_problem_of_each_run_is_always_kept(write_run, limit):
+    rows = [{"prompt": f"p{i}", "completion": "c"} for i in range(10)]
+    records = [read_record(write_run(name, rows)) for name in ("one", "two")]
+    kept = kept_lines(records, limit)
+    for lines in kept:
+        assert lines[:1] == ([0] if limit else [])
+        assert len(lines) <= limit / 2 + 1
+    assert kept_lines(records, 20) == [list(range(10))] * 2
+
+
+@pytest.mark.parametrize(
+    ("git", "told"),
+    [("0123456789abcdef", "0123456789ab"), ("0123456789abcdef+changes", "0123456789ab+changes"),
+     (None, "not told")],
+)
+def test_the_revision_says_whether_files_were_changed(write_run, git, told):
+    path = write_run("it")
+    about = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**about, "git": git}))
+    assert f"<dt>revision</dt><dd>{told}</dd>" in page_of(path)
+
+
+def two_seeds(*, tags):
+    """Reinforcement by seed 3 and seed 5: what a step tells of each; reasons that some lack."""
+    return [
+        {"phase": "a", "step": step, "seed": seed, "reward": 0.5, "reasons/correct": share,
+         **({"reasons/malformed": 1 - share} if step else {}), "tags/share": tags[seed]}
+        for seed, share in ((3, 0.2), (5, 0.6)) for step in range(4)
+    ]
+
+
+def test_verdicts_are_means_over_seeds_and_of_reasons_that_some_steps_lack():
+    rows = two_seeds(tags={3: [1], 5: [1]})
+    panel, = figures.reward_panels({"run": rows}, {"correct": 0, "malformed": 1})
+    ax, = panel.figure.axes
+    correct, malformed = (area.get_paths()[0].vertices for area in ax.collections)
+    assert set(correct[:, 0]) == {1, 2, 3, 4}
+    assert max(correct[:, 1]) == pytest.approx(40)  # the mean of 20 and 60
+    tops = {x: max(malformed[malformed[:, 0] == x][:, 1]) for x in (1, 2, 4)}
+    assert tops == pytest.approx({1: 40, 2: 100, 4: 100})
+
+
+def test_tags_are_those_of_the_first_seed():
+    rows = two_seeds(tags={3: [0.25, 0.75], 5: [0.5, 0.5]})
+    panel, = figures.tag_panels({"run": rows})
+    assert panel.title == "a · seed 3, the first"
+    assert [set(line.get_ydata()) for line in panel.figure.axes[0].lines] == [{25}, {75}]
+    panel, = figures.tag_panels({"run": [row for row in rows if row["seed"] == 5]})
+    assert panel.title == "a"
+    assert [set(line.get_ydata()) for line in panel.figure.axes[0].lines] == [{50}] * 2
 
 
 def test_scores_lie_beside_their_completion(write_run):

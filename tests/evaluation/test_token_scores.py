@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from reasoning.data.formats import TextFormat
+from reasoning.data.imported_tokenizers import load_tokenizer
 from reasoning.data.tokenizers import train_tokenizer
-from reasoning.evaluation.token_scores import token_scores
+from reasoning.evaluation.token_scores import _ends, token_scores
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,20 @@ def test_tokens_lie_over_the_text(policy, text_format):
     pieces = [text[a:b] for a, b in zip([0, *first.ends], first.ends)]
     assert pieces == ["", "3", " b", " answer", " 4", ""]  # the tag, words, <eos>
     assert (second.ends, third.ends) == ([0, 6, 6], [0, 0])
+
+
+def test_tokens_end_where_their_openings_end(model_directories):
+    """Read a few at a time, tokens end where the text of all up to each one ends."""
+    for text in ("two words,\n\n  and more", " \u4f60\u597d \U0001f642 caf\xe9\u0301 x", "a", "  "):
+        for directory in model_directories.values():
+            own = TextFormat(load_tokenizer(directory))
+            ids = list(own.completion_ids(text))
+            expected = []
+            for count in range(1, len(ids) + 1):
+                read = own.completion_text(ids[:count])
+                expected.append(len(read) if text.startswith(read) else [0, *expected][-1])
+            found = _ends(own, ids, text)
+            assert found == (expected if expected[-1] == len(text) else None)
 
 
 def test_what_cannot_be_scored_is_none(policy, text_format):

@@ -4,18 +4,24 @@ import base64
 import gzip
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import report, sources
+from experiments import launch, report, report_benchmark, sources
 from experiments.configs import smoke
 from reasoning.data.tasks.base import distinct_problems
 from reasoning.models.transformer import init_params
 from reasoning.runtime.checkpoints import save_tree
 
 ARMS = ("mixed", "matched_gfpo")
+
+
+@pytest.fixture(autouse=True)
+def no_kept_programs(monkeypatch):
+    monkeypatch.setattr(launch, "keep_programs", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +97,94 @@ def test_a_run_of_another_version_is_shown_without_colours(run, tmp_path):
     assert "Steps have no colours" in text and "No token scores for" in text
     assert data["scores"] == {} and data["rows"] > 0
     assert "1 damaged line left out" in text
+
+
+def copy_of(run, folder, change):
+    """A run with its policies, and a changed configuration."""
+    path, _ = run
+    shutil.copytree(path, folder)
+    about = json.loads((path / "config.json").read_text())
+    change(about["config"])
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.mark.parametrize("part", ["task", "corpus"])
+def test_code_that_a_run_names_is_imported_only_where_asked(run, tmp_path, part):
+    victim = tmp_path / "victim"
+    victim.write_text("still here")
+
+    def change(config):
+        config[part]["name"] = "os:remove"
+        config["corpus"]["path"] = str(victim)
+
+    named = copy_of(run, tmp_path / "named", change)
+    data, text = written(report.report([str(named)], None, 1, 100))
+    assert victim.read_text() == "still here"
+    assert "the run names code of its own, os:remove; --own_code imports it." in text
+    assert data["scores"] == {} and data["rows"] > 0
+    assert data["columns"]["steps"]["values"] == [None]
+    if part == "task":  # asked for, it is imported: it is no task
+        _, text = written(report.report([str(named)], None, 1, 100, own_code=True))
+        assert "Steps have no colours: " in text and "--own_code" not in text
+
+
+def test_of_fewer_completions_those_that_are_kept_are_scored(run, tmp_path):
+    path, rows = run
+    page = tmp_path / "page.html"
+    # The second problem of four is left out at first: the third is the second that is kept.
+    report.main([f"--workdir={path}", f"--output={page}", "--scored=2", "--completions=20"])
+    data, text = written(page)
+    prompts = data["columns"]["prompt"]
+    asked = [prompts["values"][at] for at in prompts["at"]]
+    every = list(dict.fromkeys(row["prompt"] for row in rows))
+    kept = list(dict.fromkeys(asked))
+    assert kept[0] == every[0] and every[1] not in kept and len(kept) == 2
+    scored = {asked[int(i)] for i in data["scores"]}
+    assert scored == set(kept)
+    assert f"for {len(data['scores'])} completions" in text
+
+
+def test_a_device_that_fails_is_told(run, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nLargest buffers: ...")
+
+    monkeypatch.setattr(report, "token_scores", fail)
+    data, text = written(report.report([str(run[0])], str(tmp_path / "page.html"), 1, 100))
+    assert "RESOURCE_EXHAUSTED: Out of memory." in text and "Largest buffers" not in text
+    assert data["scores"] == {}
+
+
+def test_a_large_model_is_used_only_where_asked(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "LARGEST", 1000)
+    page = str(tmp_path / "page.html")
+    data, text = written(report.report([str(run[0])], page, None, 100))
+    assert data["scores"] == {} and "parameters; --scored=N asks for them." in text
+    assert written(report.report([str(run[0])], page, 1, 100))[0]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["page.html", "--repeats=0"], "repeats=0: must be 1 or more."),
+        (["missing.html"], "missing.html: there is no such file."),
+        (["page.html"], "page.html: is no page of experiments.report; name one that is."),
+    ],
+)
+def test_refusals_of_the_benchmark(flags, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.html").write_text("<p>no report")
+    with pytest.raises(SystemExit) as stopped:
+        report_benchmark.main(flags)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_a_browser_that_does_not_start_is_told(tmp_path):
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with pytest.raises(ValueError, match="/bin/false does not open it") as error:
+        report_benchmark.opening_seconds(tmp_path / "page.html", "/bin/false")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

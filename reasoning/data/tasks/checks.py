@@ -7,7 +7,14 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from reasoning.data.tasks.base import Problems, Task, Trace, Verdict, parse_completion
+from reasoning.data.tasks.base import (
+    Problems,
+    StepJudge,
+    Task,
+    Trace,
+    Verdict,
+    parse_completion,
+)
 
 # Every attribute and method that the two protocols name.
 MEMBERS = tuple(
@@ -25,6 +32,7 @@ def check_task(name: str, task: Any) -> None:
     Of 50 problems: every trace verifies, is valid in all its steps and is found again by
     `parse_completion`; texts are `words`, and numbers up to `max_number`, joined by single spaces;
     a problem can be hashed, and is a function of seed and index; each strategy solves some problem.
+    Where it has `judge_steps`, the mean of its verdicts is `check_trace`, also of half a trace.
 
     Raises:
       ValueError: the first of these that does not hold, in one sentence.
@@ -91,6 +99,30 @@ def _check_trace(name: str, task: Task, problem: Any, strategy: str, trace: Trac
     own = None if strategy == "practice" else strategy
     if task.check_trace(problem, own, trace.steps) != 1:
         raise ValueError(f"{of} {trace.steps!r}, whose steps check_trace does not all find valid.")
+    if isinstance(task, StepJudge):
+        words = trace.steps.split()
+        for steps in (trace.steps, " ".join(words[: len(words) // 2])):
+            _check_steps(name, task, problem, steps)
+
+
+def _check_steps(name: str, task: Any, problem: Any, steps: str) -> None:
+    """Refuse a `judge_steps` that is no list of steps with their verdicts, or not `check_trace`."""
+    judged = task.judge_steps(problem, steps)
+    pairs = isinstance(judged, list) and all(
+        isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in judged
+    )
+    if not pairs:
+        raise ValueError(
+            f"task={name!r}: judge_steps returns {judged!r}; return a list of (step, whether it is "
+            "valid)."
+        )
+    mean = sum(bool(valid) for _, valid in judged) / max(len(judged), 1)
+    share = task.check_trace(problem, None, steps)
+    if steps and abs(mean - share) > 1e-6:
+        raise ValueError(
+            f"task={name!r}: of {steps!r}, judge_steps finds a share of {mean:.3f} valid, and "
+            f"check_trace {share:.3f}; they must be equal."
+        )
 
 
 def _check_words(name: str, task: Task, text: str) -> None:

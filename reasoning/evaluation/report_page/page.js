@@ -34,20 +34,34 @@ function choices() {
   return several.filter((name) => data.columns[name].values.length < 500);
 }
 
-// At first: the last step, of the arm that uses the most tags (of several the last), by tag.
+// The places in a column that every run has among the rows chosen so far, in their order.
+function common(name, choice) {
+  const seen = data.columns[name].values.map(() => new Set());
+  const tests = Object.entries(choice).filter(([, at]) => at !== "all");
+  for (let row = 0; row < data.rows; row++)
+    if (tests.every(([key, at]) => data.columns[key].at[row] === at))
+      seen[data.columns[name].at[row]].add(data.columns.run.at[row]);
+  const places = seen.map((_, at) => at).filter((at) => seen[at].size === data.columns.run.values.length);
+  return places.sort((a, b) => rank(data.columns[name], a) - rank(data.columns[name], b));
+}
+
+// At first: the last step, the first seed (a tag means another thing in each), the arm that uses the
+// most tags (of several the last), by tag. Of several runs, what all have, by run.
 function defaults(names) {
   const choice = Object.fromEntries(names.map((name) => [name, "all"]));
-  const final = has("step") ? data.columns.step.values.indexOf(null) : -1; // no step: at the end
-  if (names.includes("step")) choice.step = final >= 0 ? final : data.columns.step.values.length - 1;
+  if (names.includes("step")) choice.step = common("step", choice).at(-1) ?? "all"; // none: at the end
+  if (names.includes("seed")) choice.seed = common("seed", choice)[0] ?? "all";
   const key = names.find((name) => ["arm", "policy", "protocol", "cell"].includes(name));
   let columns = names.includes("run") ? "run" : names.includes("tag") ? "tag" : key ?? names[0] ?? "";
   if (key) {
-    const tags = data.columns[key].values.map(() => new Set());
+    const arms = common(key, choice);
+    const tags = new Map(arms.map((at) => [at, new Set()]));
+    const tests = Object.entries(choice).filter(([, at]) => at !== "all");
     for (let row = 0; row < data.rows; row++)
-      if (choice.step === undefined || data.columns.step.at[row] === choice.step)
-        tags[data.columns[key].at[row]].add(has("tag") ? data.columns.tag.at[row] : 0);
-    const most = Math.max(...tags.map((each) => each.size));
-    if (most > 1) choice[key] = tags.findLastIndex((each) => each.size === most);
+      if (tests.every(([name, at]) => data.columns[name].at[row] === at))
+        tags.get(data.columns[key].at[row])?.add(has("tag") ? data.columns.tag.at[row] : 0);
+    const most = Math.max(0, ...arms.map((at) => tags.get(at).size));
+    if (most > 1) choice[key] = arms.findLast((at) => tags.get(at).size === most);
     else if (columns !== "run") columns = key;
   }
   const shade = Object.keys(data.scores).length ? "log_prob" : "none";
@@ -175,7 +189,7 @@ function drawColumn(name, rows) {
 
 // What tells a trace from its neighbours in a column, beside its text.
 const others = (row) => Object.entries(state.choice)
-  .filter(([name, at]) => at === "all" && name !== state.columns && !["reason", "strategy", "seed"].includes(name))
+  .filter(([name, at]) => at === "all" && name !== state.columns && !["reason", "strategy"].includes(name))
   .filter(([name]) => name === "step" || value(name, row) !== null)
   .map(([name]) => (name === "tag" || name === "step" ? "" : `${name} `) + shown(name, value(name, row)));
 
@@ -203,7 +217,7 @@ function drawTrace(rows) {
 // The text, a line a step; steps are [gap, length, ...] in characters, negative where not valid.
 function drawText(card, text, steps, scores, tag) {
   const characters = Array.from(text);
-  const tokens = state.shade === "none" || !scores ? null : tokensOf(scores);
+  const tokens = state.shade === "none" || !scores ? null : tokensOf(scores, characters);
   if (tokens) card.append(drawFork(tokens[0], tag));
   const line = (start, end, kind) => {
     while (end > start && characters[end - 1] === " ") end -= 1;
@@ -230,12 +244,14 @@ function drawText(card, text, steps, scores, tag) {
   if (rest < characters.length) line(rest, characters.length, "");
 }
 
-function tokensOf([ends, logProbs, entropies]) {
+function tokensOf([ends, logProbs, entropies], characters) {
   const tokens = ends.map((end, i) => ({
     start: i ? ends[i - 1] : 0, end, logProb: logProbs[i], entropy: entropies[i],
   }));
-  const most = Math.max(...entropies.slice(1));
-  for (const token of tokens.slice(1)) token.peak = token.entropy === most;
+  // Not the fork, nor what has no place in the text, as <eos>.
+  const drawn = tokens.slice(1).filter(({ start, end }) => characters.slice(start, end).join("").trim());
+  const most = Math.max(...drawn.map((token) => token.entropy));
+  for (const token of drawn) token.peak = token.entropy === most;
   return tokens;
 }
 
@@ -360,7 +376,9 @@ byId("theme").addEventListener("click", changeTheme);
 byId("help-button").addEventListener("click", () => byId("help").showModal());
 
 async function start() {
-  if (byId("browser")) {
+  if (byId("browser") && typeof DecompressionStream === "undefined") {
+    byId("count").textContent = "This browser cannot unpack the completions (it has no DecompressionStream); open the page in a newer one.";
+  } else if (byId("browser")) {
     data = await read();
     const names = choices();
     first = defaults(names);
