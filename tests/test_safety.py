@@ -86,7 +86,8 @@ def test_no_program_runs_data(program):
         "subprocess.run(x, shell=True)", "import requests", "import urllib.request",
         "from urllib.request import urlopen", "f(trust_remote_code=True)",
         "importlib.import_module(x)", "from importlib import import_module", "import_module(x)",
-        "runpy.run_path(x)", "runpy.run_module(x)", "from runpy import run_path", "spec.loader.exec_module(x)",
+        "runpy.run_path(x)", "runpy.run_module(x)", "from runpy import run_path",
+        "spec.loader.exec_module(x)",
     ],
 )  # fmt: skip
 def test_each_offence_is_found(source):
