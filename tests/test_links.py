@@ -20,7 +20,7 @@ LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]*)(?:#([^)]+))?\)")
 FIELD = re.compile(r"--config\.([\w.]+)")
 PROGRAMS = [
     path.stem for path in sorted((ROOT / "experiments").glob("*.py"))
-    if "__main__" in path.read_text()
+    if 'if __name__ == "__main__"' in path.read_text()
 ]
 CONFIGS = [name for _, name, _ in pkgutil.iter_modules(configs.__path__)]
 
@@ -33,14 +33,18 @@ def anchors(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page):
-    links = LINK.findall(page.read_text())
-    assert links
-    for label, target, anchor in links:
+    for label, target, anchor in LINK.findall(page.read_text()):
         path = (page.parent / target).resolve() if target else page
         assert path.exists(), target
         assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
         if label.startswith("`") and ".py" in label:
             assert str(path).endswith(label.strip("`").partition("::")[0]), label
+
+
+def test_links_are_found():
+    text = "[a](b.md), [c](d.md#e-f), [g](#h) and [i](https://j.k)"
+    assert LINK.findall(text) == [("a", "b.md", ""), ("c", "d.md", "e-f"), ("g", "", "h")]
+    assert "look-at-a-run" in anchors(ROOT / "docs" / "runs.md")
 
 
 def test_every_function_named_is_there():
