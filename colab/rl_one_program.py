@@ -5,8 +5,9 @@
 # verifier is written in `jnp` all of it compiles: many steps, and many seeds, are then a single
 # XLA program, which never waits for Python. This notebook runs GRPO, which trains every token,
 # and global forking policy optimization (GFPO, [arXiv
-# 2510.05132](https://arxiv.org/abs/2510.05132)), which trains nothing but the choice of the
-# strategy tag, with eight seeds each, and draws the curves with intervals.
+# 2510.05132](https://arxiv.org/abs/2510.05132), as we read it: `docs/algorithms.md`), which trains
+# nothing but the choice of the strategy tag, with eight seeds each, and draws the curves with
+# intervals.
 #
 # It takes about five minutes on two CPU cores, most of it GRPO.
 
@@ -111,10 +112,11 @@ print(f"its own tag     {100 * accuracy(start, OWN_TAG):5.1f}% right")
 #    $o$.
 # 2. The verifier gives rewards $r_i$; in the group of a prompt, $A_i = (r_i - \bar r) /
 #    \mathrm{std}(r)$.
-# 3. **GRPO** maximises $\sum_t \min(\rho_t A, \mathrm{clip}(\rho_t, 1 \pm \epsilon) A)$ over all
-#    tokens, $\rho_t = \pi / \pi_\mathrm{old}$, with a KL to the policy at the start. **GFPO** has
-#    the same surrogate at one position, the fork: $\rho = \pi(g \mid x) / \pi_\mathrm{old}(g \mid
-#    x)$. It trains the strategies' embeddings alone, so the traces behind a tag stay as they are.
+# 3. **GRPO** maximises $\frac{1}{|o|} \sum_t \min(\rho_t A, \mathrm{clip}(\rho_t, 1 \pm \epsilon)
+#    A)$, the mean over a completion's tokens, $\rho_t = \pi / \pi_\mathrm{old}$, with a KL to the
+#    policy at the start. **GFPO** has the same surrogate at one position, the fork: $\rho = \pi(g
+#    \mid x) / \pi_\mathrm{old}(g \mid x)$. It trains the strategies' embeddings alone, which is our
+#    setting: so the traces behind a tag stay as they are.
 #
 # `scan_steps` makes many steps of it, and `all_seeds` many seeds. On an accelerator the seeds are
 # vmapped; on a CPU, which one of them fills, they take turns. Several devices share them.

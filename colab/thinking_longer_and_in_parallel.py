@@ -137,7 +137,7 @@ print(f"across less within, {ks[-1]} samples: {100 * gain.value:+.1f} points "
 # ## Thinking budgets
 #
 # How much thinking is needed? After so many tokens the word `answer` is written in the policy's
-# place, and it must answer at once (as in [2501.11651](https://arxiv.org/abs/2501.11651)): greedy
+# place, and it must answer at once (s1, [2501.19393](https://arxiv.org/abs/2501.19393)): greedy
 # decoding under the best tag, and a vote of one greedy completion from each tag.
 
 # %%
@@ -181,4 +181,4 @@ for name, spent in compare_methods(policy, problems, pool, best, settings).items
 #   on.
 #
 # `docs/inference.md` tells what each method is worth on other tasks: on two of three, the vote
-# across strategies gains nothing.
+# across strategies shows no gain.

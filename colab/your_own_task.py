@@ -24,7 +24,7 @@ from experiments import quickstart
 from experiments.configs import countdown
 from experiments.sft import fine_tune, pretrain, set_up, training_data
 from experiments.show_task import describe
-from reasoning.data.tasks import TASKS, make_task
+from reasoning.data.tasks import make_task
 from reasoning.data.tasks.base import Trace, Verdict, hashed_stream, strategy_completions
 from reasoning.data.tasks.steps import longest_opening, share_as_expected
 from reasoning.evaluation import reports
@@ -89,7 +89,8 @@ SEARCHES = {"pointers": pointers, "complements": complements}
 # ## The task
 #
 # What the pipelines read of a task is the protocol in `reasoning/data/tasks/base.py`. `sample` is
-# a pure function of seed and index; the split of a problem follows from a hash of its `key`.
+# a pure function of seed and index; the split of a problem follows from a hash of its `key`. Two
+# members are functions that the library has.
 
 # %%
 class Pairs:
@@ -99,12 +100,11 @@ class Pairs:
     strategies = tuple(SEARCHES)
     num_traces = len(strategies)
     words = ("make", ":", "+", "-", "=", "low", "high", "yes", "no", "answer")
+    stream, completions = hashed_stream, strategy_completions
 
     def __init__(self, size: int = 7, largest: int = 30, tries: int = 2) -> None:
         self.size, self.largest, self.tries = size, largest, tries
         self.max_number = 2 * largest
-        self.stream = lambda split, seed: hashed_stream(self, split, seed)
-        self.completions = lambda problem: strategy_completions(self, problem)
 
     def sample(self, seed: int, index: int) -> Problem:
         """Numbers drawn uniformly, until a strategy that is drawn as well reaches the target."""
@@ -182,19 +182,20 @@ class JudgedPairs(Pairs):
 
 
 # %% [markdown]
-# Register it under a name, and look at it. What one believes of a task is worth a check: every
-# trace is right, and belongs to its strategy.
+# `MODULE:ATTRIBUTE` names a class of one's own wherever a task is named; `__main__` is the module
+# of this notebook. `make_task` first looks at fifty problems, as in every program: the words must
+# be declared, and the traces right by the task's own judge (`check_task`). That a trace is
+# recognised as its strategy's is worth a check as well.
 
 # %%
-TASKS["pairs"] = (JudgedPairs, {})
-task = make_task("pairs")
+NAME = "__main__:JudgedPairs"
+task = make_task(NAME)
 for problem in itertools.islice(task.stream("train", seed=0), 2):
     print(describe(task, problem), "\n")
 
 problems = list(itertools.islice(task.stream("train", seed=0), 1000))
 for strategy in task.strategies:
     traces = {p: trace for p in problems if (trace := task.trace(p, strategy))}
-    assert all(task.verify(p, trace.answer).correct for p, trace in traces.items())
     assert all(task.check_trace(p, strategy, trace.steps) == 1 for p, trace in traces.items())
     assert all(task.recognise(p, trace.steps) == strategy for p, trace in traces.items())
     print(f"{strategy} solves {100 * len(traces) / len(problems):.0f}%")
@@ -207,7 +208,7 @@ for strategy in task.strategies:
 
 # %%
 config = countdown.get_config()
-config.task.name = "pairs"
+config.task.name = NAME
 config.model.preset, config.model.num_strategies, config.model.max_length = size["preset"], 2, 48
 config.loss.match_tokens = 12  # two steps
 config.pretrain.steps, config.finetune.steps = size["base"], size["steps"]
@@ -252,11 +253,12 @@ for row in judged.rows(task, [mine]):
 # %% [markdown]
 # ## What to change
 #
-# - `TASKS["pairs"] = (JudgedPairs, {"tries": 3})`: the strategies fail less often, and differ less.
+# - `config.task.arguments.tries = 3`: the strategies fail less often, and differ less.
 # - A third strategy: a function, an entry in `SEARCHES`, and `config.model.num_strategies = 3`.
 # - `experiments.rl`: its functions train this task further by the verifier's reward, judged on
 #   the host; a verifier written in `jnp` (`reasoning/rewards/device.py`) makes the step one
 #   program.
 #
-# To keep a task, put the class into `reasoning/data/tasks/` and its name into `TASKS` there:
-# every program then takes `--config.task.name=pairs`, and the tests of the tasks cover it.
+# To keep the task, put its imports, its strategies and its classes into a file `my_task.py`. From
+# that file's directory every program that trains takes `--config.task.name=my_task:JudgedPairs`
+# (`docs/ideas/task.md`).

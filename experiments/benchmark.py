@@ -2,13 +2,13 @@
 
     python -m experiments.benchmark --only=sampler,sft,rl
     python -m experiments.benchmark --only=rl,program --size=tiny --repeats=2
+    python -m experiments.benchmark --only=growth --plot=growth.png
 
 sampler, sft, rl: on the work that peers are timed on; sft by one part of the batch at a time, of
     several. `share_of_peak`, of the first two, is that of the machine's float32 matrix products.
 decode: one sequence, with the share of the machine's memory bandwidth (`--size=350m`).
 set_loss: matched tags beside plain fine-tuning on the same traces.
-growth: how the time of a step grows with its rows, lengths, samples and strategies; with
-    --plot=FILE.png, drawn.
+growth: how a step's time grows with its rows, lengths, samples and strategies; --plot draws it.
 program: many steps of GRPO on group words as one program, for one seed and for 8 at once; the 8 are
     cut over the devices, so that with --jax_num_cpu_devices=2 each core of two has four of them.
 

@@ -7,8 +7,9 @@ A module is found as Python finds it: with `python -m`, first of all in the curr
 """
 
 import importlib
+import inspect
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -49,6 +50,29 @@ def find(field: str, name: str, known: Mapping[str, Any]) -> Any:
     return found
 
 
+def parameters(
+    field: str, name: str, function: Callable[..., Any]
+) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters that a function or class names, and whether it takes any other by keyword.
+
+    Args:
+      field, name: of the configuration, as messages name them.
+
+    Raises:
+      ValueError: Python cannot tell, as of `max`; in one sentence.
+    """
+    try:
+        found = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{field}={name!r}: Python cannot tell what it takes; name a function or class that "
+            "is written in Python."
+        ) from error
+    rest = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    named = {key: parameter for key, parameter in found.items() if parameter.kind not in rest}
+    return named, any(parameter.kind is rest[1] for parameter in found.values())
+
+
 def _import(field: str, name: str, module_name: str) -> Any:
     try:
         return importlib.import_module(module_name)
@@ -58,9 +82,10 @@ def _import(field: str, name: str, module_name: str) -> Any:
                 f"{field}={name!r}: there is no module {error.name}; run the program from the "
                 "directory that holds it, or install it."
             ) from error
+        told = str(getattr(error, "msg", error)).partition("\n")[0]
         raise ValueError(
             f"{field}={name!r}: {module_name} cannot be imported, {type(error).__name__} in "
-            f"{_place(error)}: {getattr(error, 'msg', error)}."
+            f"{_place(error)}: {told}."
         ) from error
 
 

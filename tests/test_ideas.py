@@ -73,7 +73,8 @@ def follow(tmp_path, monkeypatch):
 def test_there_is_a_page_for_each_idea_and_each_is_linked():
     assert PAGES == ["advantage", "corpus", "decoding", "family", "strategy", "task"]
     for text in ("README.md", "CONTRIBUTING.md"):
-        assert "docs/ideas" in (ROOT / text).read_text()
+        linked = re.findall(r"\(docs/ideas/(\w+)\.md\)", (ROOT / text).read_text())
+        assert sorted(linked) == PAGES
 
 
 @pytest.mark.parametrize("page", PAGES)

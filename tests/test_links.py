@@ -1,4 +1,4 @@
-"""experiments/README.md and docs/ideas name what there is: programs, presets, flags, functions."""
+"""What pages link to is there; experiments/README.md names every program, preset and advantage."""
 
 import importlib
 import pkgutil
@@ -14,25 +14,37 @@ from reasoning.learning.advantages import ADVANTAGES
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "experiments" / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "ideas").glob("*.md"))]
-LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]+)\)")
+PAGES = [README, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "colab/README.md")),
+         *sorted(ROOT.glob("docs/**/*.md"))]
+LINK = re.compile(r"\[([^\]]+)\]\(([^)#:]*)(?:#([^)]+))?\)")
 FIELD = re.compile(r"--config\.([\w.]+)")
 PROGRAMS = [
     path.stem for path in sorted((ROOT / "experiments").glob("*.py"))
-    if "__main__" in path.read_text()
+    if 'if __name__ == "__main__"' in path.read_text()
 ]
 CONFIGS = [name for _, name, _ in pkgutil.iter_modules(configs.__path__)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def anchors(page):
+    """What GitHub names a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page):
-    links = LINK.findall(page.read_text())
-    assert links
-    for label, target in links:
-        path = (page.parent / target).resolve()
+    for label, target, anchor in LINK.findall(page.read_text()):
+        path = (page.parent / target).resolve() if target else page
         assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
         if label.startswith("`") and ".py" in label:
             assert str(path).endswith(label.strip("`").partition("::")[0]), label
+
+
+def test_links_are_found():
+    text = "[a](b.md), [c](d.md#e-f), [g](#h) and [i](https://j.k)"
+    assert LINK.findall(text) == [("a", "b.md", ""), ("c", "d.md", "e-f"), ("g", "", "h")]
+    assert "look-at-a-run" in anchors(ROOT / "docs" / "runs.md")
 
 
 def test_every_function_named_is_there():
@@ -46,7 +58,7 @@ def test_every_function_named_is_there():
 
 def test_every_program_and_every_advantage_is_listed():
     text = README.read_text()
-    assert PROGRAMS and set(PROGRAMS) <= {label for label, _ in LINK.findall(text)}
+    assert PROGRAMS and set(PROGRAMS) <= {label for label, *_ in LINK.findall(text)}
     for advantage in ADVANTAGES.values():
         assert f"learning/advantages.py::{advantage.__name__}`" in text
 

@@ -25,7 +25,7 @@ IDEAS = '''
 import jax.numpy as jnp
 from reasoning.data.corpora import make_corpus
 from reasoning.data.questions import Question
-from reasoning.data.tasks.base import Trace, Verdict
+from reasoning.data.tasks.base import Task, Trace, Verdict
 from reasoning.data.tasks.countdown import Countdown
 from reasoning.learning.advantages import grpo, opo
 
@@ -40,10 +40,18 @@ class Small(Countdown):
 def without_default(largest):
     return Countdown()
 
+class Passes(Countdown):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+class Bare(Task):  # its signature is (*args, **kwargs) too
+    pass
+
 class Nothing:
     name = "nothing"
 
 number = 3
+largest = max
 
 def half_grpo(rewards, valid):
     return 0.5 * grpo(rewards, valid)
@@ -53,6 +61,9 @@ def by_length(rewards, valid, *, lengths):
 
 def of_k(rewards, valid, *, k):
     return rewards / k
+
+def share_of_length(rewards, valid, *, lengths):
+    return rewards - rewards.mean() * lengths / lengths.sum(axis=1, keepdims=True)
 
 def plain(log_ratio, advantages):
     return -jnp.exp(log_ratio) * advantages
@@ -73,6 +84,9 @@ def doubles(count=4, template="{question} =", prefix=""):
     questions = [Question(f"{i}", f"{prefix}{i} + {i}", f"{2 * i}", "number") for i in range(count)]
     return make_corpus("doubles", {"train": questions}, template)
 
+def any_field(*paths, **fields):
+    return doubles(count=fields.pop("size"), template=fields["directory"] + "{question}")
+
 def no_corpus():
     return [1, 2]
 
@@ -88,6 +102,7 @@ def ideas(tmp_path, monkeypatch):
     (tmp_path / "half.py").write_text("def broken(:\n")
     (tmp_path / "absent.py").write_text("x = 1\nimport not_there_at_all\n")
     (tmp_path / "fails.py").write_text("x = 1\n\n1 / 0\n")
+    (tmp_path / "speaks.py").write_text("raise RuntimeError('first.\\nsecond')\n")
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
@@ -113,6 +128,8 @@ def test_a_name_is_the_librarys_or_the_users():
         ("half:broken", "half cannot be imported, SyntaxError in "),
         ("absent:x", "absent cannot be imported, ModuleNotFoundError in "),
         ("fails:x", "line 3: division by zero."),
+        ("speaks:x", "RuntimeError in"),
+        ("speaks:x", "line 1: first."),
     ],
 )
 def test_what_cannot_be_found_is_refused_in_one_sentence(name, message):
@@ -127,6 +144,7 @@ def test_what_cannot_be_found_is_refused_in_one_sentence(name, message):
 def test_a_task_of_ones_own_takes_its_arguments_and_strategies():
     task = make_task("ideas_of_mine:Small", ("backward",), largest=5, size=None)
     assert type(task).__name__ == "Small" and (task.largest, task.strategies) == (5, ("backward",))
+    assert make_task("ideas_of_mine:Passes", largest=5).largest == 5
 
 
 @pytest.mark.parametrize(
@@ -138,6 +156,9 @@ def test_a_task_of_ones_own_takes_its_arguments_and_strategies():
         ("Small", {"largest": 5.0}, "largest=5.0: task 'ideas_of_mine:Small' takes int here."),
         ("Small", {"tries": 5}, "tries=5: task 'ideas_of_mine:Small' takes largest."),
         ("plain", {}, "its argument log_ratio has no default"),
+        ("Nothing", {"size": 5}, "size=5: task 'ideas_of_mine:Nothing' takes nothing."),
+        ("Bare", {}, "task='ideas_of_mine:Bare': Bare has no name; see Task"),
+        ("largest", {}, "task='ideas_of_mine:largest': Python cannot tell what it takes; name"),
     ],
 )
 def test_what_is_no_task_is_refused(name, arguments, message):
@@ -254,6 +275,9 @@ def test_an_advantage_of_ones_own_takes_the_place_of_a_preset():
     np.testing.assert_allclose(made, opo(REWARDS, VALID, lengths=lengths))
     algorithm = make_algorithm("grpo", advantage="ideas_of_mine:of_k", advantage_k=4)
     np.testing.assert_allclose(advantages(algorithm.advantage, REWARDS, VALID, k=4), REWARDS / 4)
+    name = make_algorithm("grpo", advantage="ideas_of_mine:share_of_length").advantage
+    shares = REWARDS - REWARDS.mean() * lengths / lengths.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(advantages(name, REWARDS, VALID, lengths=lengths), shares)
 
 
 def test_a_loss_of_ones_own_takes_the_place_of_a_surrogate():
@@ -281,6 +305,8 @@ def test_a_loss_of_ones_own_takes_the_place_of_a_surrogate():
         ({"advantage": "one_argument"}, r"must be a function of \(rewards, valid\), and too many"),
         ({"advantage": "plain"}, None),
         ({"advantage": "of_k"}, "needs advantage_k"),
+        ({"advantage": "largest"}, "advantage='ideas_of_mine:largest': Python cannot tell what"),
+        ({"kind": "largest"}, r"kind='ideas_of_mine:largest': must be a function of \(log_ratio"),
         ({"kind": "of_k"}, r"must be a function of \(log_ratio, advantages\), and missing a requ"),
         ({"kind": "plain", "level": "sequence"}, "sequence ratios and dual_clip belong to 'clip'"),
     ],
@@ -305,6 +331,9 @@ def test_a_corpus_of_ones_own():
     assert corpus.name == "doubles" and corpus.prompt(corpus.train[0]).endswith(" =")
     assert len(corpus.train) + len(corpus.validation) == 4
     assert load_corpus("ideas_of_mine:doubles", template="{question}?").template == "{question}?"
+    corpus = load_corpus("ideas_of_mine:any_field", "built", size=3)
+    assert corpus.template == "built{question}"
+    assert len(corpus.train) + len(corpus.validation) == 3
 
 
 @pytest.mark.parametrize(
@@ -313,6 +342,7 @@ def test_a_corpus_of_ones_own():
         ("no_corpus", {}, r"corpus='ideas_of_mine:no_corpus': returned list; return a Corpus"),
         ("doubles", {"path": "x"}, "path='x': corpus 'ideas_of_mine:doubles' takes count, templat"),
         ("no_corpus", {"task": "x"}, "task='x': corpus 'ideas_of_mine:no_corpus' takes nothing."),
+        ("largest", {}, "corpus='ideas_of_mine:largest': Python cannot tell what it takes; name"),
         ("needs_path", {}, "corpus='ideas_of_mine:needs_path': needs path, which is not given."),
     ],
 )

@@ -95,15 +95,37 @@ def test_one_cell_installs(name):
         assert "pip install" not in text and "drive.mount" not in text
 
 
+def install_cell():
+    """The install cell as a program that appends its commands to `commands`."""
+    program = source(cells("your_own_task")[0])
+    return re.sub(
+        "(?m)^( *)[!%](.+)", lambda line: f"{line[1]}commands.append({line[2]!r})", program
+    )
+
+
+@pytest.mark.parametrize("version", ["0.7.2", "0.11.1", "0.10.1"])
+def test_a_jax_that_cannot_be_kept_is_refused(monkeypatch, version):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "reasoning" else real(name)
+    )
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    commands = []
+    with pytest.raises(RuntimeError, match=f"jax {version} is installed, and jax >=.* is needed:"):
+        exec(install_cell(), {"commands": commands})
+    assert commands == []
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.3.dev20261101")
+    exec(install_cell(), {"commands": commands})
+    assert len(commands) == 2
+
+
 @pytest.mark.parametrize("is_here", [True, False])
 def test_the_install_cell_keeps_the_jax_that_is_here(monkeypatch, tmp_path, is_here):
     """Its two commands, carried out but for the last."""
-    program = source(cells("your_own_task")[0])
-    program = re.sub("[!%](.+)", lambda line: f"commands.append({line[1]!r})", program)
     if not is_here:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     commands = []
-    exec(program, {"commands": commands})
+    exec(install_cell(), {"commands": commands})
     assert len(commands) == (0 if is_here else 2)
     if not is_here:
         freeze, install = commands

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CALLS = {"eval", "exec", "__import__", "sympify", "parse_expr", "literal_eval"}
-OWNERS = {"", "builtins", "sympy", "sympy_parser", "ast"}
+CALLS = {"eval", "exec", "__import__", "sympify", "parse_expr", "literal_eval",
+         "import_module", "run_path", "run_module"}  # fmt: skip
+OWNERS = {"", "builtins", "sympy", "sympy_parser", "ast", "importlib", "runpy"}
 LOADERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch"}
+OWN_CODE = "reasoning/names.py"  # a module that the configuration names, of the user's own
 DOWNLOADS = "reasoning/data/questions.py"  # a corpus, where it is asked for without a path
 NETWORK = {"requests", "urllib", "http", "httpx", "aiohttp", "socket", "ftplib"}
 
@@ -23,8 +25,8 @@ def offences(source: str) -> list[str]:
                 owner in LOADERS and name in ("load", "loads", "Unpickler", "open")
             ):
                 found.append(f"{node.lineno}: {owner}.{name}")
-            if (owner, name) == ("os", "system"):
-                found.append(f"{node.lineno}: os.system")
+            if (owner, name) == ("os", "system") or name == "exec_module":
+                found.append(f"{node.lineno}: {owner}.{name}")
             for keyword in node.keywords:
                 unsafe = keyword.arg in ("shell", "allow_pickle", "trust_remote_code")
                 if unsafe and not _is_false(keyword.value):
@@ -35,7 +37,7 @@ def offences(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             package = node.module.split(".")[0]
             if package in NETWORK or (
-                package in LOADERS | {"sympy", "ast"}
+                package in LOADERS | {"sympy", "ast", "importlib", "runpy"}
                 and {alias.name for alias in node.names}
                 & (CALLS | {"load", "loads", "Unpickler", "*"})
             ):
@@ -68,6 +70,8 @@ def test_no_program_runs_data(program):
     found = offences(program.read_text(encoding="utf-8"))
     if program == ROOT / DOWNLOADS:
         found = [offence for offence in found if not offence.endswith("import urllib")]
+    if program == ROOT / OWN_CODE:
+        assert found.pop().endswith("importlib.import_module")
     assert found == []
 
 
@@ -81,6 +85,9 @@ def test_no_program_runs_data(program):
         "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=flag)", "os.system(x)",
         "subprocess.run(x, shell=True)", "import requests", "import urllib.request",
         "from urllib.request import urlopen", "f(trust_remote_code=True)",
+        "importlib.import_module(x)", "from importlib import import_module", "import_module(x)",
+        "runpy.run_path(x)", "runpy.run_module(x)", "from runpy import run_path",
+        "spec.loader.exec_module(x)",
     ],
 )  # fmt: skip
 def test_each_offence_is_found(source):
@@ -92,6 +99,7 @@ def test_each_offence_is_found(source):
     [
         "pickle.dumps(x)", "jax.eval_shape(f)", "np.load(f, allow_pickle=False)", "json.loads(x)",
         "model.eval(x)", "subprocess.run([x], shell=False)", "import pickle", "import sympy",
+        "importlib.metadata.version(x)", "importlib.util.find_spec(x)",
     ],
 )  # fmt: skip
 def test_what_only_looks_alike_is_left(source):

@@ -62,7 +62,7 @@ def import_model(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     config.model.max_length = 1536
     config.model.remat = "full"
     config.model.dtype = "bfloat16"
-    # Where it is wanted: the recipe of SSFT's base (2510.05132).
+    # Where it is wanted: the rate of s1 (2501.19393), on whose recipe SSFT (2510.05132) builds.
     config.finetune.steps = 0
     config.finetune.optimizer = "adamw"
     config.finetune.learning_rate = 1e-5

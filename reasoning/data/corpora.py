@@ -12,7 +12,6 @@ strategies: which trace gets which tag is for the assignment to find out.
 import dataclasses
 import functools
 import hashlib
-import inspect
 import itertools
 import json
 import os
@@ -23,7 +22,7 @@ from typing import Any
 
 from reasoning.data.questions import Question, by_hash, read_jsonl
 from reasoning.data.tasks.base import SPLITS, Split
-from reasoning.names import find, is_own
+from reasoning.names import find, is_own, parameters
 
 SLOT = "{question}"  # where a template has the question
 
@@ -212,13 +211,14 @@ def load_corpus(
 
 def _own(name: str, build: Callable[..., Any], fields: Mapping[str, Any]) -> Corpus:
     """The corpus that a function of the user's makes of the fields that are set."""
-    parameters = inspect.signature(build).parameters
-    fields = {key: fields[key] for key in fields if key in parameters or key != "directory"}
+    taken, takes_any = parameters("corpus", name, build)
+    if "directory" not in taken and not takes_any:
+        fields = {key: value for key, value in fields.items() if key != "directory"}
     for key, value in fields.items():
-        if key not in parameters:
-            takes = ", ".join(parameters) or "nothing"
+        if key not in taken and not takes_any:
+            takes = ", ".join(taken) or "nothing"
             raise ValueError(f"{key}={value!r}: corpus {name!r} takes {takes}.")
-    for key, parameter in parameters.items():
+    for key, parameter in taken.items():
         if parameter.default is parameter.empty and key not in fields:
             raise ValueError(f"corpus={name!r}: needs {key}, which is not given.")
     corpus = build(**fields)

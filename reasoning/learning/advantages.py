@@ -24,7 +24,6 @@ T1 does (arXiv 2501.11651):
     rloo(rewards - beta * kl) == rloo(rewards) - beta * (kl - leave-one-out mean of kl)
 """
 
-import inspect
 from collections.abc import Callable
 
 import jax
@@ -32,7 +31,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from reasoning.learning.own_functions import check_function
-from reasoning.names import find, is_own
+from reasoning.names import find, is_own, parameters
 
 Estimator = Callable[[jax.Array, jax.Array], jax.Array]  # (rewards, valid) -> advantages
 
@@ -336,12 +335,14 @@ def check_advantage(name: str) -> None:
     method = find("advantage", name, ADVANTAGES)
     if is_own(name):
         arrays = {"rewards": "float32", "valid": "bool"}
-        check_function("advantage", name, method, arrays, {extra: 2 for extra in needs(name)})
+        extras = {"lengths": "int32", "k": 2}
+        keywords = {extra: extras[extra] for extra in needs(name)}
+        check_function("advantage", name, method, arrays, keywords)
 
 
 def needs(name: str) -> tuple[str, ...]:
     """What a method takes beside rewards and valid: `lengths`, `k`."""
-    taken = inspect.signature(find("advantage", name, ADVANTAGES)).parameters
+    taken, _ = parameters("advantage", name, find("advantage", name, ADVANTAGES))
     return tuple(extra for extra in ("lengths", "k") if extra in taken)
 
 

@@ -15,28 +15,32 @@ def check_function(
     name: str,
     function: Callable[..., jax.Array],
     arguments: Mapping[str, str],
-    settings: Mapping[str, int] | None = None,
+    keywords: Mapping[str, str | int] | None = None,
 ) -> None:
     """Refuse a function that does not make float32 of its arguments' shape.
 
     Args:
       field, name: of the configuration, as messages name them.
       arguments: what it is called with, by position: name -> dtype of an array.
-      settings: and by keyword.
+      keywords: and by keyword: name -> dtype of an array, or a number.
 
     Raises:
       ValueError: it has other parameters, raises, or makes something else; in one sentence.
     """
-    given = {key: jax.ShapeDtypeStruct(SHAPE, dtype) for key, dtype in arguments.items()}
+    keywords = keywords or {}
+    dtypes = {**arguments, **{key: kind for key, kind in keywords.items() if isinstance(kind, str)}}
+    arrays = {key: jax.ShapeDtypeStruct(SHAPE, dtype) for key, dtype in dtypes.items()}
+    numbers = {key: kind for key, kind in keywords.items() if key not in arrays}
+    given = [arrays.pop(key) for key in arguments]
     try:
-        inspect.signature(function).bind(*given, **(settings or {}))
-    except TypeError as error:
-        takes = ", ".join((*arguments, *(settings or {})))
+        inspect.signature(function).bind(*given, **keywords)
+    except (TypeError, ValueError) as error:  # ValueError: no signature, as of `max`
+        takes = ", ".join((*arguments, *keywords))
         raise ValueError(
             f"{field}={name!r}: must be a function of ({takes}), and {error}."
         ) from error
     try:
-        made = jax.eval_shape(partial(function, **(settings or {})), *given.values())
+        made = jax.eval_shape(partial(function, **numbers), *given, **arrays)
     except Exception as error:
         raise ValueError(
             f"{field}={name!r}: raised {type(error).__name__} on arrays {list(SHAPE)}, "

@@ -28,9 +28,14 @@ def attention_kernel(config: ModelConfig, length: int) -> str:
     if backend == "tpu" and not any(config.windows) and length >= LANES:
         return "splash"
     half = config.dtype == "bfloat16" and config.head_dim % 8 == 0 and config.head_dim <= 128
-    if backend == "gpu" and half and config.attention_softcap is None and length % 64 == 0:
-        return "cudnn"
-    return "plain"
+    fits = half and config.attention_softcap is None and length % 64 == 0
+    return "cudnn" if fits and backend == "gpu" and _has_bfloat16() else "plain"
+
+
+def _has_bfloat16() -> bool:
+    """Whether the GPU is one of NVIDIA's from Ampere on, as cuDNN's kernel needs for bfloat16."""
+    capability = getattr(jax.devices()[0], "compute_capability", "")  # "8.0"; AMD's are names
+    return capability[:1].isdigit() and float(capability) >= 8.0
 
 
 def attend_to_self(

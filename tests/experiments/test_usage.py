@@ -6,7 +6,8 @@ import re
 import pytest
 from commands import PROGRAMS, ROOT, call, commands, processes
 
-DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/**/*.md")]
+DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md"),
+        *ROOT.glob("colab/*.md")]
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,14 @@ def test_commands_of_the_documentation_are_parsed(pool, program):
 
 def test_every_flag_is_given_by_a_test_or_a_command():
     sources = [path.read_text() for path in (ROOT / "experiments").glob("*.py")]
-    defined = {
-        name for text in sources for name in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)
-    }
-    assert {"workdir", "config", "topology"} <= defined
-    shell = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("experiments/tpu/*"), *DOCS]
-    given = set(re.findall(r"--(\w+)", "".join([*sources, *(p.read_text() for p in shell)])))
+    flag = r'(?:DEFINE_\w+\(\s*"|add_argument\(\s*"--)(\w+)"'
+    defined = {name for text in sources for name in re.findall(flag, text)}
+    assert {"workdir", "config", "topology", "scored"} <= defined
+    told = [path.read_text() for path in DOCS] + [docstring(program) for program in PROGRAMS]
+    typed = [argument for text in told for _, given in commands(text) for argument in given]
+    typed += [path.read_text() for path in ROOT.glob("tests/**/*.py")]
+    typed += [path.read_text() for path in ROOT.glob("experiments/tpu/*") if path.is_file()]
+    given = set(re.findall(r"--(\w+)", " ".join(typed)))
     assert sorted(defined - given) == []
 
 
@@ -98,6 +101,14 @@ def test_a_mistyped_flag_is_one_sentence(pool, program, arguments, message):
     status, output = pool.submit(call, program, arguments, only_parse=True).result()
     assert status == 2 and output.startswith("error: ") and output.count("\n") == 1
     assert message in output
+
+
+def test_a_picture_of_what_is_not_measured_is_refused(pool):
+    arguments = ["--only=sft", "--size=tiny", "--plot=growth.png"]
+    status, output = pool.submit(call, "benchmark", arguments).result()
+    assert status == 2 and output.endswith(
+        "error: plot='growth.png': shows growth; add it to --only.\n"
+    )
 
 
 def test_the_settings_are_listed_as_they_are_set(pool):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -107,10 +108,16 @@ def test_a_policy_scores_alike_by_the_kernel(interpreted, config, rough_params, 
         ("gpu", dict(head_dim=8), "plain"),
         ("gpu", dict(dtype="bfloat16", head_dim=8, attention_softcap=5.0), "plain"),
         ("gpu", dict(dtype="bfloat16", head_dim=12), "plain"),
+        ("gpu 10.0", dict(dtype="bfloat16", head_dim=8), "cudnn"),
+        ("gpu 7.5", dict(dtype="bfloat16", head_dim=8), "plain"),
+        ("gpu gfx942", dict(dtype="bfloat16", head_dim=8), "plain"),
     ],
 )
 def test_the_kernel_is_the_backends_where_it_can(config, monkeypatch, backend, changes, kernel):
+    backend, _, capability = backend.partition(" ")
+    device = SimpleNamespace(compute_capability=capability or "8.0")
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
     config = dataclasses.replace(config, **changes)
     assert attention.attention_kernel(config, 256) == kernel
     assert attention.attention_kernel(config, 250) == ("splash" if kernel == "splash" else "plain")

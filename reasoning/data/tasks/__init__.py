@@ -3,7 +3,6 @@
 `make_task("my_task:GCD")` builds a task of your own, and looks at it first (`checks`).
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from reasoning.data.tasks.knights import Knights
 from reasoning.data.tasks.multiplication import Multiplication
 from reasoning.data.tasks.paths import Paths
 from reasoning.data.tasks.squaring import Squaring
-from reasoning.names import find, is_own
+from reasoning.names import find, is_own, parameters
 
 # name -> (class, arguments)
 TASKS: dict[str, tuple[Callable[..., Task], dict[str, Any]]] = {
@@ -61,15 +60,18 @@ def make_task(name: str, strategies: Sequence[str] = (), **arguments: Any) -> Ta
     """
     found = find("task", name, TASKS)
     build, preset = (found, {}) if is_own(name) else found
-    parameters = inspect.signature(build).parameters
+    taken, takes_any = parameters("task", name, build)
     arguments = {key: value for key, value in arguments.items() if value is not None}
     for key, value in arguments.items():
-        if key not in parameters:
-            raise ValueError(f"{key}={value!r}: task {name!r} takes {', '.join(parameters)}.")
-        kind = type(parameters[key].default)  # every argument of a task has a default
+        if key not in taken and takes_any:
+            continue
+        if key not in taken:
+            takes = ", ".join(taken) or "nothing"
+            raise ValueError(f"{key}={value!r}: task {name!r} takes {takes}.")
+        kind = type(taken[key].default)  # every argument of a task has a default
         if type(value) is not kind:
             raise ValueError(f"{key}={value!r}: task {name!r} takes {kind.__name__} here.")
-    for key, parameter in parameters.items():
+    for key, parameter in taken.items():
         if parameter.default is parameter.empty:
             raise ValueError(f"task={name!r}: its argument {key} has no default; give it one.")
     task = build(**{**preset, **arguments})
