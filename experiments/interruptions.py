@@ -33,7 +33,7 @@ from experiments import usage
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs are written.", required=True)
 _PROGRAM = flags.DEFINE_string("program", "experiments.quickstart", "The launcher to disturb.")
 _KILLS = flags.DEFINE_integer("kills", 50, "How often.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+_SEED = flags.DEFINE_integer("kill_seed", 0, "Of the moments.")
 
 CLOCKS = ("seconds", "tokens_per_second", "evaluation_seconds", "versions")
 

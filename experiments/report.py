@@ -219,10 +219,10 @@ def report(
     return path
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parse the flags and write the page."""
+def flag_parser() -> argparse.ArgumentParser:
+    """The flags; absl's would meet --workdir of the launchers, which is one directory."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.report", description=__doc__,
+        usage=argparse.SUPPRESS, description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", action="append", required=True, help="a run; repeatable")
@@ -240,7 +240,12 @@ def main(argv: Sequence[str]) -> None:
         "--own_code", action="store_true",
         help="import the task or corpus of its own (MODULE:ATTRIBUTE) that a run names",
     )
-    given = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the flags and write the page."""
+    given = flag_parser().parse_args(argv)
     for name in ("scored", "completions"):
         value = getattr(given, name)
         if value is not None and value < 0:

@@ -1,6 +1,7 @@
 """Time how long a browser takes to open the page of a report.
 
-    python -m experiments.report_benchmark runs/quickstart/report.html [PAGE ...]
+    python -m experiments.report_benchmark runs/quickstart/report.html
+    python -m experiments.report_benchmark --repeats=3 runs/one/report.html runs/other/report.html
 
 Headless Chromium of the system, driven by playwright (pip install '.[browser]'). A page is open
 when all its completions are read and the first problem is drawn; the time is from the start of the
@@ -46,15 +47,20 @@ def opening_seconds(page: Path, chromium: str) -> float:
     return seconds
 
 
-def main(argv: Sequence[str]) -> None:
-    """Print a line for each page: its size, and the median and range of the times."""
+def flag_parser() -> argparse.ArgumentParser:
+    """The flags."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.report_benchmark", description=__doc__,
+        usage=argparse.SUPPRESS, description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("pages", nargs="+", type=Path, help="what experiments.report has written")
     parser.add_argument("--repeats", type=int, default=5, help="times each is opened (default: 5)")
-    given = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print a line for each page: its size, and the median and range of the times."""
+    given = flag_parser().parse_args(argv)
     if given.repeats < 1:
         launch.refuse(f"repeats={given.repeats}: must be 1 or more.")
     for page in given.pages:

@@ -41,8 +41,13 @@ def device_reward(task: Task, tokenizer: Tokenizer) -> RewardFn | None:
     It is chosen by the verifier: a subclass has it unless it has a `verify` of its own.
     """
     makers = {Countdown.verify: countdown_reward, GroupWords.verify: group_words_reward}
-    maker = makers.get(type(task).verify)
+    maker = makers.get(_verifier(task))
     return maker and maker(task, tokenizer)
+
+
+def _verifier(task: Task) -> Callable[..., Any] | None:
+    """The `verify` of the task's class; None of a corpus, whose answers a judge compares."""
+    return getattr(type(task), "verify", None)
 
 
 def problem_arrays(task: Task, problems: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -55,12 +60,12 @@ def problem_arrays(task: Task, problems: Sequence[Any]) -> dict[str, np.ndarray]
       ValueError: no problems, problems of different or too small sizes, elements that the group
         does not have, or a task without a reward on the device.
     """
-    if type(task).verify is Countdown.verify:
+    if _verifier(task) is Countdown.verify:
         numbers = _rectangle("numbers", [problem.numbers for problem in problems])
         if numbers.shape[1] < 2:
             raise ValueError(f"numbers: {numbers[0].tolist()} is too short; give at least 2.")
         return {"numbers": numbers, "target": np.array([p.target for p in problems], np.int32)}
-    if type(task).verify is GroupWords.verify:
+    if _verifier(task) is GroupWords.verify:
         word = _rectangle("word", problems)
         if word.size and not (word.min() >= 0 and word.max() <= task.max_number):
             raise ValueError(

@@ -19,6 +19,8 @@ PROGRAMS = sorted(
     for path in (ROOT / "experiments").glob("*.py")
     if 'if __name__ == "__main__"' in path.read_text()
 )
+# Their flags are of argparse: several runs, or names of pages.
+ARGPARSE = ("report", "report_benchmark")
 VARIABLE = r'\w+="?--'  # of the shell, that holds flags
 SHARED = ("absl.app", "experiments.launch", "experiments.rl", "experiments.arms",
           "experiments.pod_programs", "experiments.step_benchmarks")  # none with flags of its own
