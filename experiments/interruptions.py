@@ -2,7 +2,7 @@ r"""Kill a run again and again at random moments: does it end as the run that no
 
     python -m experiments.interruptions --directory=runs/kills --kills=50 \
         --program=experiments.quickstart -- --config=experiments/configs/smoke.py
-    python -m experiments.interruptions --directory=runs/kills_sft --kills=5 \
+    python -m experiments.interruptions --directory=runs/kills_sft --kills=5 --kill_seed=1 \
         --program=experiments.sft -- --config=experiments/configs/smoke.py --config.seed=1
 
 Runs the program once undisturbed, and then under SIGKILL at random moments, each time started again
@@ -33,7 +33,7 @@ from experiments import usage
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs are written.", required=True)
 _PROGRAM = flags.DEFINE_string("program", "experiments.quickstart", "The launcher to disturb.")
 _KILLS = flags.DEFINE_integer("kills", 50, "How often.", lower_bound=1)
-_SEED = flags.DEFINE_integer("kill_seed", 0, "Of the moments.")
+_SEED = flags.DEFINE_integer("kill_seed", 0, "Of the random moments.")
 
 CLOCKS = ("seconds", "tokens_per_second", "evaluation_seconds", "versions")
 
