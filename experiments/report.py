@@ -29,6 +29,7 @@ from reasoning.evaluation.records import Record, read_records
 from reasoning.evaluation.report_completions import kept_lines, no_marks, step_marks
 from reasoning.evaluation.report_html import View, make_page
 from reasoning.evaluation.token_scores import TokenScores, token_scores
+from reasoning.models.config import count_parameters
 from reasoning.models.transformer import init_params
 from reasoning.names import is_own
 from reasoning.runtime.checkpoints import CannotRestore
@@ -142,10 +143,10 @@ def _score_arm(
     config.model.policy, config.model.policy_seed = str(folder), place
     text_format = sources.make_format(config, sources.make_problems(config))
     model = sources.make_model(config, text_format)
-    shapes = jax.eval_shape(partial(init_params, model), jax.random.key(0))
-    size = sum(x.size for x in jax.tree.leaves(shapes))
+    size = count_parameters(model)
     if largest is not None and size > largest:
         raise ValueError(f"the model has {size:,} parameters; --scored=N asks for them.")
+    shapes = jax.eval_shape(partial(init_params, model), jax.random.key(0))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes

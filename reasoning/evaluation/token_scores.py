@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from reasoning.data.formats import TextFormat
-from reasoning.learning.losses import token_entropy
+from reasoning.learning.scoring import read_completions, score_tokens
 from reasoning.models.config import ModelConfig
 from reasoning.models.logits import map_logits
 from reasoning.models.strategies import tag_to_id
-from reasoning.models.transformer import Transformer
 from reasoning.sampling.sampler import pad_prompts
 
 BATCH = 64  # completions that are scored at a time
@@ -97,17 +96,10 @@ def _score(
     params: Any, prompts: jax.Array, mask: jax.Array, tokens: jax.Array, *, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs and entropies `[B, N]` of tokens `[B, N]` after prompts `[B, T]`, padded left."""
-    ids = jnp.concatenate([prompts, tokens[:, :-1]], axis=1)
-    mask = jnp.concatenate([mask, jnp.ones_like(tokens[:, :-1], mask.dtype)], axis=1)
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    hidden, _ = Transformer(config).apply(
-        params, ids, segment_ids=mask.astype(jnp.int32), positions=positions,
-        num_scored=tokens.shape[1], head=False,
-    )
+    hidden = read_completions(params, prompts, mask, tokens[:, None], config)[:, 0]
 
     def read(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        dist = jax.nn.log_softmax(logits)
-        return jnp.take_along_axis(dist, tokens[..., None], axis=-1)[..., 0], token_entropy(dist)
+        return score_tokens(jax.nn.log_softmax(logits), tokens)
 
     return map_logits(read, config, params, hidden, tokens)
 
