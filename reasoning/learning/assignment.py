@@ -19,7 +19,7 @@ import optax
 
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning.losses import token_nll
-from reasoning.models.cache import grow_cache, init_cache, take_rows
+from reasoning.models.cache import init_cache, take_rows
 from reasoning.models.config import ModelConfig
 from reasoning.models.logits import map_logits
 from reasoning.models.strategies import tag_to_id
@@ -140,11 +140,10 @@ def _nll_by_problems(
     tags = jnp.broadcast_to(tag_to_id(config, jnp.arange(num_tags)), (num_rows, num_tags))
     traces = jnp.repeat(traces[:, None], num_tags, axis=1).at[:, :, 0].set(tags)
     traces = traces.reshape(num_rows * num_tags, -1)
-    cache = grow_cache(cache, longest_prompt + traces.shape[1])
-    cache = take_rows(cache, jnp.repeat(batch.problem, num_tags), config)
+    cache = take_rows(cache, batch.problem, config)  # each trace's, shared by its tags
     places, labels = (jnp.repeat(x, num_tags, axis=0) for x in (places, labels))
     hidden, _ = Transformer(config).apply(
-        params, traces, positions=places, cache=cache, head=False
+        params, traces, positions=places, before=cache, head=False
     )
     nll = map_logits(token_nll, config, params, hidden, labels)
     return nll.reshape(num_rows, num_tags, -1)

@@ -103,6 +103,53 @@ def attend(
     return read.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
+def attend_after(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    before: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    scale: float,
+    cap: float | None,
+) -> jax.Array:
+    """`attend` to what R rows share, which is read once for all of them, and to each row's own.
+
+    Args:
+      q: `[B R, T, N, H]`.
+      k, v: `[B R, K, C, H]`, of each row.
+      before: keys and values `[B, K, P, H]`, each row's shared by R rows, one behind the other.
+      mask: `[B R, T, P + C]`, True where a query may look.
+      scale, cap: as of `attend`.
+
+    Returns:
+      `[B R, T, N, H]`.
+    """
+    num_rows, length, heads, width = q.shape
+    batch, num_kv, slots = before[0].shape[:3]
+    q = q.swapaxes(1, 2).reshape(num_rows, num_kv, -1, width)
+
+    def as_one(x: jax.Array) -> jax.Array:
+        """`[B R, K, Q, .]` as `[B, K, R Q, .]`: what all rows do with shared keys, one matrix."""
+        x = x.reshape(batch, -1, *x.shape[1:]).swapaxes(1, 2)
+        return x.reshape(batch, num_kv, -1, x.shape[-1])
+
+    def apart(x: jax.Array) -> jax.Array:
+        """`[B, K, R Q, .]` as `[B R, K, Q, .]`."""
+        x = x.reshape(batch, num_kv, num_rows // batch, -1, x.shape[-1])
+        return x.swapaxes(1, 2).reshape(num_rows, num_kv, -1, x.shape[-1])
+
+    product = partial(jnp.einsum, "bkqh,bkch->bkqc", preferred_element_type=jnp.float32)
+    scores = [apart(product(as_one(q), before[0])), product(q, k)]
+    scores = jnp.concatenate(scores, axis=-1)
+    shape = num_rows, num_kv, heads // num_kv, length, scores.shape[-1]
+    scores = soft_cap(scores.reshape(shape) * scale, cap)
+    scores = jnp.where(mask[:, None, None], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*q.shape[:3], -1)
+    mix = partial(jnp.einsum, "bkqc,bkch->bkqh")
+    read = apart(mix(as_one(weights[..., :slots]), before[1])) + mix(weights[..., slots:], v)
+    return read.reshape(num_rows, heads, length, width).swapaxes(1, 2)
+
+
 def fused(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, implementation: str
 ) -> jax.Array:

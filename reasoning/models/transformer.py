@@ -20,7 +20,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from reasoning.models import strategies
-from reasoning.models.attention import attend, attend_to_self, attention_scale, soft_cap
+from reasoning.models.attention import (
+    attend,
+    attend_after,
+    attend_to_self,
+    attention_scale,
+    soft_cap,
+)
 from reasoning.models.axes import constrain, in_force
 from reasoning.models.cache import KVCache
 from reasoning.models.config import ModelConfig
@@ -127,10 +133,12 @@ class Attention(nn.Module):
         mask: jax.Array,
         segment_ids: jax.Array,
         cache: tuple[jax.Array, jax.Array] | None,
+        before: tuple[jax.Array, jax.Array] | None,
         slot: jax.Array | None,
         frequencies: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Attend from `[B, T, D]` to itself, or to the cache with itself written at `slot`."""
+        """Attend from `[B, T, D]` to itself, or to the cache with itself written at `slot`; and to
+        what stands before."""
         config = self.config
         d_model, heads, width = config.d_model, config.num_heads, config.head_dim
         kv_shape = (d_model, config.num_kv_heads, width)
@@ -167,7 +175,10 @@ class Attention(nn.Module):
         out = self.param(
             "output", _kernel(out_std, "heads", "head_dim", "embed"), (heads, width, d_model)
         )
-        if cache is None:
+        if before is not None:
+            scale, cap = attention_scale(config), config.attention_softcap
+            read = attend_after(q, k, v, before, mask, scale, cap)
+        elif cache is None:
             read = attend_to_self(q, k, v, mask, segment_ids, config)
         else:
             read = attend(q, k, v, mask, attention_scale(config), config.attention_softcap)
@@ -206,6 +217,7 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         cache: tuple[jax.Array, jax.Array] | None,
+        before: tuple[jax.Array, jax.Array] | None,
         kind: LayerKind,
         positions: jax.Array,
         mask: jax.Array,
@@ -227,7 +239,7 @@ class Block(nn.Module):
             mask = mask & (distances < kind.window)
         normed = RMSNorm(config, name="attention_norm")(x)
         update, cache = Attention(config, name="attention")(
-            normed, positions, mask, segment_ids, cache, slot, kind.frequencies
+            normed, positions, mask, segment_ids, cache, before, slot, kind.frequencies
         )
         x = constrain(x + branch("attention", update), *STREAM)
         normed = RMSNorm(config, name="feed_forward_norm")(x)
@@ -261,6 +273,7 @@ class Transformer(nn.Module):
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         cache: KVCache | None = None,
+        before: KVCache | None = None,
         num_scored: int | None = None,
         head: bool = True,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -274,6 +287,9 @@ class Transformer(nn.Module):
             cache's slots) if left out, which is right for rows that are not packed. With a cache
             they also say what comes before a token.
           cache: what was read before these tokens; None reads from the start.
+          before: what was read before both, of fewer rows, each shared by as many of the tokens'
+            rows, which stand one behind the other. It is not extended. Positions say what comes
+            before a token.
           num_scored: score only so many last positions (`[B, num_scored, V+S]`): prefill needs
             one, a completion after its prompt its own.
           head: False returns the normed hidden states `[B, T, D]` in place of the logits.
@@ -296,17 +312,23 @@ class Transformer(nn.Module):
         if positions is None:
             offset = 0 if cache is None else cache.length
             positions = jnp.broadcast_to(offset + jnp.arange(length), (batch, length))
-        keys = segment_ids, positions  # of what may be looked at
-        if cache is None:
-            places = jnp.arange(length)
-            distances = (places[:, None] - places[None])[None]  # [1, T, T]
-        else:
-            keys = tuple(
+        keys = seen = segment_ids, positions  # of what may be looked at
+        if cache is not None:
+            keys = seen = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=1)
                 for old, new in zip((cache.segment_ids, cache.positions), keys, strict=True)
             )
-            distances = positions[:, :, None] - keys[1][:, None, :]  # [B, T, C]
-        mask = (segment_ids[:, :, None] == keys[0][:, None, :]) & (distances >= 0)
+        if before is not None:
+            seen = tuple(
+                jnp.concatenate([jnp.repeat(old, batch // old.shape[0], axis=0), new], axis=1)
+                for old, new in zip((before.segment_ids, before.positions), keys, strict=True)
+            )
+        if cache is None and before is None:
+            places = jnp.arange(length)
+            distances = (places[:, None] - places[None])[None]  # [1, T, T]
+        else:
+            distances = positions[:, :, None] - seen[1][:, None, :]  # [B, T, C]
+        mask = (segment_ids[:, :, None] == seen[0][:, None, :]) & (distances >= 0)
 
         tables = strategies.table_initializer()
         token_table = self.param("token_embedding", tables, (config.vocab_size, config.d_model))
@@ -332,7 +354,7 @@ class Transformer(nn.Module):
 
         slot = None if cache is None else cache.length
         shared = positions, mask, segment_ids, distances if any(config.windows) else None, slot
-        x, keys_values = self._layers(x, cache, shared)
+        x, keys_values = self._layers(x, cache, before, shared)
         if cache is not None:
             cache = KVCache(*keys_values, *keys, cache.length + length)
         kept = length if num_scored is None else num_scored
@@ -352,35 +374,38 @@ class Transformer(nn.Module):
         return soft_cap(strategies.score(*heads, x), config.final_softcap), cache
 
     def _layers(
-        self, x: jax.Array, cache: KVCache | None, shared: tuple
+        self, x: jax.Array, cache: KVCache | None, before: KVCache | None, shared: tuple
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """Run all blocks; returns `[B, T, D]` and the new (keys, values) of the cache.
 
         `shared` is what a block is given from `positions` on.
         """
         config, block, kinds = self.config, _block_class(self.config), layer_kinds(self.config)
+        caches = [None if c is None else (c.keys, c.values) for c in (cache, before)]
         if config.scan_layers:
-            per_layer = 0 if cache is not None else nn.broadcast
             scan = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(per_layer, 0, *[nn.broadcast] * len(shared)),
+                in_axes=(
+                    *(nn.broadcast if c is None else 0 for c in caches),
+                    0,
+                    *[nn.broadcast] * len(shared),
+                ),
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            stacked = None if cache is None else (cache.keys, cache.values)
             kinds = jax.tree.map(jnp.asarray, kinds)
-            x, new = scan(config, name="layers")(x, stacked, kinds, *shared)
+            x, new = scan(config, name="layers")(x, *caches, kinds, *shared)
             return x, new if cache is not None else (None, None)
         keys, values = [], []
         for layer in range(config.num_layers):
-            kept = None if cache is None else (cache.keys[layer], cache.values[layer])
+            kept = [None if c is None else (c[0][layer], c[1][layer]) for c in caches]
             kind = jax.tree.map(lambda rows, i=layer: jnp.asarray(rows[i]), kinds)
-            x, kept = block(config, name=f"layer_{layer}")(x, kept, kind, *shared)
-            if kept is not None:
-                keys.append(kept[0])
-                values.append(kept[1])
+            x, new = block(config, name=f"layer_{layer}")(x, *kept, kind, *shared)
+            if new is not None:
+                keys.append(new[0])
+                values.append(new[1])
         return x, (tuple(keys), tuple(values))
 
 

@@ -1,7 +1,7 @@
 """Sampling: prefill and decode in one jitted program.
 
-The prompt is read once and its cache is shared by the prompt's G samples; it grows with what is
-written, so that early tokens do not look at the slots of late ones. Rows that have stopped write
+The prompt is read once, and its G samples look at one copy of its keys and values; their own cache
+grows with what is written, so that early tokens do not look at the slots of late ones. Rows that have stopped write
 padding until all have, and the loop then ends early (`reasoning.sampling.slots` gives their places
 to others). Every sequence has a key of its own: what it says does not depend on who shares its
 batch.
@@ -142,7 +142,10 @@ def sample(
     model, params = Transformer(config), params_for_sampling(config, params)
     logits, cache = prefill(config, params, prompts, prompt_mask)
     logits = jnp.repeat(logits, num_samples, axis=0)
-    cache = repeat_rows(cache, num_samples, config)
+    if num_samples == 1 or in_force():  # on a mesh rows are cut over devices: a copy for each
+        before, cache = None, repeat_rows(cache, num_samples, config)
+    else:
+        before, cache = cache, init_cache(config, tags.size, 0)
     prompt_lengths = jnp.repeat(prompt_mask.sum(axis=1), num_samples)
     tags, keys = tags.reshape(-1), keys.reshape(-1)
     num_rows = tags.shape[0]
@@ -175,7 +178,8 @@ def sample(
         }
         done |= ends_at(token, stop_ids)
         logits, cache = model.apply(
-            params, token[:, None], positions=(prompt_lengths + t)[:, None], cache=cache
+            params, token[:, None], positions=(prompt_lengths + t)[:, None], cache=cache,
+            before=before,
         )
         return t + 1, logits[:, 0], cache, done, thinking, written
 
@@ -197,7 +201,8 @@ def sample(
     stages = [max_new_tokens] if in_force() else cache_stages(max_new_tokens)
     for end in stages:
         t, logits, cache, *rest = carry
-        carry = t, logits, grow_cache(cache, prompt_length + end), *rest
+        slots = end + (prompt_length if before is None else 0)
+        carry = t, logits, grow_cache(cache, slots), *rest
         carry = jax.lax.while_loop(partial(unfinished, end), step, carry)
     *_, done, _, written = carry
     # Whole on every device, so that each process can read what all have drawn.

@@ -300,6 +300,41 @@ def test_decoding_with_a_cache_is_the_full_forward_pass(
         np.testing.assert_allclose(logits[:, 0], expected[np.arange(3), here], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(num_kv_heads=1, attention_softcap=2.0), dict(windows=(4, 0), **ROPE),
+     dict(scan_layers=True, **ROPE)],
+    ids=str,
+)
+def test_rows_that_share_what_stands_before_them_are_the_full_forward_pass(
+    config, rough_params, stack_layers, forward, changes
+):
+    """Two rows after each of two prompts, one of them padded: read at once, then by a cache."""
+    config = dataclasses.replace(config, **changes)
+    params = rough_params(dataclasses.replace(config, scan_layers=False))
+    if config.scan_layers:
+        params = stack_layers(params)
+    prompts, own = TOKENS[:2, :4], np.random.default_rng(2).integers(0, 32, (4, 5), dtype=np.int32)
+    mask = np.array([[1, 1, 1, 1], [0, 1, 1, 1]], np.int32)
+    places = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    _, before = extend(config, params, prompts, init_cache(config, 2, 4), mask, places)
+    expected = [
+        forward(config, params, np.concatenate([prompts[i // 2, i // 2 :], own[i]])[None])[0, -5:]
+        for i in range(4)
+    ]
+    places = np.array([4, 4, 3, 3])[:, None] + np.arange(5)
+    after = jax.jit(functools.partial(Transformer(config).apply, params, before=before))
+    logits, cache = after(own, positions=places)
+    assert cache is None
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    cache, parts = init_cache(config, 4, 6), []
+    for start, stop in ((0, 2), (2, 3), (3, 5)):
+        part, cache = after(own[:, start:stop], positions=places[:, start:stop], cache=cache)
+        parts.append(part)
+    assert cache.length == 5
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, atol=1e-5)
+
+
 def test_a_cache_longer_than_the_model_is_refused(config):
     assert init_cache(config, 1, 32).segment_ids.shape == (1, 32)
     with pytest.raises(ValueError, match=r"^num_slots=33: longer than .*max_length=32; .*\.$"):
