@@ -2,7 +2,7 @@ r"""The plan for a pod: what a configuration's programs need of every device of 
 
     python -m experiments.plan --config=experiments/configs/pod.py:v5p --topology=v5p:4x4x8
     python -m experiments.plan --config=experiments/configs/smoke.py --topology=cpu:8 \
-        --config.mesh.fsdp=8 --hlo=runs/hlo
+        --config.mesh.fsdp=8 --config.rl.prompts=8 --hlo=runs/hlo
 
 Lowers and compiles the training step, the RL update and the sampler for the topology, with
 libtpu's own compiler and no TPU attached (extra `tpu`), or for simulated CPU devices. Prints memory
