@@ -308,6 +308,9 @@ def improve_policies(
     if one_program and devices_for(len(seeds)) > 1:
         # What is restored stays where its like was, and the program runs on these devices.
         state = jax.device_put(state, seeds_sharding(devices_for(len(seeds))))
+    elif setup.mesh is None:
+        # Where the program will leave it: a state that is bound to no device is compiled for anew.
+        state = jax.device_put(state, jax.devices()[0])
     state, done, carried = run.resume(
         state,
         {

@@ -6,7 +6,9 @@ Axes: P prompts, G samples of each, N trained positions: all tokens of the compl
 (the strategy tag) alone.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -17,7 +19,11 @@ from reasoning.learning.algorithms import Algorithm
 from reasoning.learning.rl_state import PolicyState, RLConfig
 from reasoning.learning.rollouts import Metrics, PromptBatch, Rollouts
 from reasoning.learning.scoring import critic_values, score, split_parts, tag_log_probs
+from reasoning.models.axes import in_force
 from reasoning.sampling.filters import Filters
+
+Result = TypeVar("Result")
+LEAST_CUT, MOST_CUTS = 16, 4  # a part's program is compiled once for each length it may be cut to
 
 
 @flax.struct.dataclass
@@ -58,6 +64,60 @@ class Experience:
     old_values: jax.Array | None = None
     tag_values: jax.Array | None = None
     weights: jax.Array | None = None
+
+
+def part_lengths(batch: Experience, config: RLConfig) -> list[int]:
+    """How many positions a part may be cut to, the last of them all N.
+
+    All alone on a mesh, whose devices keep their rows, and where seeds are vmapped, which would
+    compute a part at every length.
+    """
+    length = batch.tokens.shape[2]
+    count = min(max(length // LEAST_CUT, 1), MOST_CUTS)
+    if in_force() or not config.rollout.early_exit:
+        count = 1
+    return [-(-length * (i + 1) // count) for i in range(count)]
+
+
+def split_by_length(batch: Experience, num_parts: int) -> tuple[Experience, jax.Array]:
+    """Parts `[num_parts, P G / num_parts, 1, N]` of single samples, the short ones first.
+
+    Returns:
+      the parts, each sample as the only one of its prompt, and the order of samples `[P G]`.
+    """
+    num_samples = batch.tokens.shape[1]
+    of_prompts = {"prompts": batch.prompts, "sound": batch.sound, "tag_values": batch.tag_values}
+    repeat = partial(jnp.repeat, repeats=num_samples, axis=0)
+    rows = jax.tree.map(
+        lambda x: x.reshape(-1, 1, *x.shape[2:]), batch.replace(**dict.fromkeys(of_prompts))
+    )
+    rows = rows.replace(**jax.tree.map(repeat, of_prompts))
+    order = jnp.argsort(_last_position(rows)[:, 0])
+    return split_parts(jax.tree.map(lambda x: x[order], rows), num_parts), order
+
+
+def _last_position(batch: Experience) -> jax.Array:
+    """`[P, G]` int32, so many positions hold all of a sample's trained tokens."""
+    places = jnp.arange(1, batch.mask.shape[2] + 1)[None, None]
+    return jnp.max(jnp.where(batch.mask > 0, places, 0), axis=2)
+
+
+def at_own_length(
+    function: Callable[[Experience], Result], part: Experience, lengths: list[int]
+) -> Result:
+    """`function` of the part cut to the least of the lengths that holds its trained tokens."""
+
+    def cut(length: int) -> Callable[[Experience], Result]:
+        def of_positions(x: jax.Array) -> jax.Array:
+            return x[:, :, :length] if x.ndim == 3 else x
+
+        return lambda part: function(
+            jax.tree.map(of_positions, part.replace(prompts=None)).replace(prompts=part.prompts)
+        )
+
+    longest = jnp.max(_last_position(part))
+    which = jnp.searchsorted(jnp.array(lengths), longest)
+    return jax.lax.switch(which, [cut(length) for length in lengths], part)
 
 
 def generalized_advantages(
@@ -160,7 +220,7 @@ def _select(
     return selected, held
 
 
-def _read(prompts: PromptBatch, rollouts: Rollouts, algorithm: Algorithm) -> Experience:
+def read_rollouts(prompts: PromptBatch, rollouts: Rollouts, algorithm: Algorithm) -> Experience:
     """What the rollouts say by themselves: tokens, and which of them train."""
     length = 1 if algorithm.on_fork else rollouts.tokens.shape[2]
     tokens, given = rollouts.tokens[:, :, :length], rollouts.given
@@ -185,10 +245,23 @@ def _read(prompts: PromptBatch, rollouts: Rollouts, algorithm: Algorithm) -> Exp
 def _score(
     params: Any, read: Experience, config: RLConfig, filters: Filters | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """`score` of one microbatch after another, which bounds its memory."""
-    parts = split_parts((read.prompts, read.tokens, read.given), config.num_microbatches)
-    scores = jax.lax.map(lambda part: score(params, *part, config, filters), parts)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scores)
+    """`score` of one microbatch after another, which bounds its memory; 0 behind trained tokens."""
+
+    def of_part(part: Experience) -> tuple[jax.Array, jax.Array]:
+        return score(params, part.prompts, part.tokens, part.given, config, filters)
+
+    def padded(part: Experience) -> tuple[jax.Array, jax.Array]:
+        missing = read.tokens.shape[2] - part.tokens.shape[2]
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing))), of_part(part))
+
+    lengths = part_lengths(read, config)
+    if len(lengths) == 1:
+        scores = jax.lax.map(of_part, split_parts(read, config.num_microbatches))
+        return jax.tree.map(lambda x: x.reshape(read.tokens.shape), scores)
+    parts, order = split_by_length(read, config.num_microbatches)
+    scores = jax.lax.map(lambda part: at_own_length(padded, part, lengths), parts)
+    rows = (x.reshape(order.size, -1)[jnp.argsort(order)] for x in scores)
+    return tuple(x.reshape(read.tokens.shape) for x in rows)
 
 
 def _policy_scores(
@@ -214,7 +287,7 @@ def make_experience(
 ) -> tuple[Experience, Metrics]:
     """Everything that is known before the first gradient: references, advantages, selections."""
     algorithm = config.algorithm
-    read = _read(prompts, rollouts, algorithm)
+    read = read_rollouts(prompts, rollouts, algorithm)
     old, mask = read.old_log_probs, read.mask
     log_probs, entropy = _policy_scores(state.params, read, config)
 

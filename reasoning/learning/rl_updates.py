@@ -25,7 +25,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from reasoning.learning import losses
 from reasoning.learning.algorithms import Algorithm
-from reasoning.learning.experience import Experience, make_experience
+from reasoning.learning.experience import (
+    Experience,
+    at_own_length,
+    make_experience,
+    part_lengths,
+    split_by_length,
+)
 from reasoning.learning.references import update_reference
 from reasoning.learning.rl_state import PolicyState, RLConfig
 from reasoning.learning.rollouts import (
@@ -51,6 +57,7 @@ def _token_objective(
     """The loss of a part of a minibatch; the parts' losses add up to the minibatch's."""
     algorithm = config.algorithm
     log_probs, entropy = score(params, part.prompts, part.tokens, part.given, config)
+    log_probs = jnp.where(part.mask > 0, log_probs, 0.0)  # as the others, which know no more
     old = jax.lax.stop_gradient(log_probs) if config.on_policy else part.old_log_probs
     rows = [x.reshape(-1, x.shape[-1]) for x in (log_probs, old, part.advantages, part.mask)]
     loss, metrics = losses.policy_loss(algorithm.surrogate, *rows)
@@ -104,15 +111,23 @@ def _critic_objective(
 
 
 def _gradient(
-    objective: Objective, params: Any, batch: Experience, num_microbatches: int
+    objective: Objective, params: Any, batch: Experience, config: RLConfig
 ) -> tuple[Any, jax.Array, Metrics]:
-    """Gradient, loss and metrics of a minibatch, its parts one after another."""
+    """Gradient, loss and metrics of a minibatch, its parts one after another.
+
+    Samples of like lengths stand in a part, which reads no further than the longest of them.
+    """
+    value_and_grad = partial(jax.value_and_grad(objective, has_aux=True), params)
+    lengths = part_lengths(batch, config)
 
     def add(total: Any, part: Experience) -> tuple[Any, tuple[Metrics, Metrics]]:
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params, part)
+        (loss, metrics), grads = at_own_length(value_and_grad, part, lengths)
         return jax.tree.map(jnp.add, total, (grads, loss)), metrics
 
-    parts = split_parts(batch, num_microbatches)
+    if len(lengths) == 1:
+        parts = split_parts(batch, config.num_microbatches)
+    else:
+        parts, _ = split_by_length(batch, config.num_microbatches)
     start = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
     (grads, loss), (sums, maxima) = jax.lax.scan(add, start, parts)
     tokens = jnp.maximum(batch.mask.sum(), 1.0)
@@ -140,7 +155,7 @@ def _descend(
     Returns:
       parameters, optimizer state, and metrics with `loss`, `grad_norm` and `skipped` (0 or 1).
     """
-    grads, loss, metrics = _gradient(objective, params, batch, config.num_microbatches)
+    grads, loss, metrics = _gradient(objective, params, batch, config)
     norm = optax.tree.norm(grads)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm) & batch.sound.all()
     steps, new_opt_state = optimizer.update(grads, opt_state, params)

@@ -1,10 +1,10 @@
 """Sampling: prefill and decode in one jitted program.
 
 The prompt is read once, and its G samples look at one copy of its keys and values; their own cache
-grows with what is written, so that early tokens do not look at the slots of late ones. Rows that have stopped write
-padding until all have, and the loop then ends early (`reasoning.sampling.slots` gives their places
-to others). Every sequence has a key of its own: what it says does not depend on who shares its
-batch.
+grows with what is written, so that early tokens do not look at the slots of late ones. Rows that
+have stopped write padding until all have, and the loop then ends early (`reasoning.sampling.slots`
+gives their places to others). Every sequence has a key of its own: what it says does not depend on
+who shares its batch.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reasoning.learning import scoring
+from reasoning.learning import experience, scoring
 from reasoning.learning.algorithms import ALGORITHMS
 from reasoning.learning.losses import top_entropy_mask
 from reasoning.learning.rl_state import init_policy_state
@@ -551,6 +551,47 @@ def test_parts_of_a_batch_add_up_to_it(
     batch, shuffled = jax.tree.map(lambda x: x[order], (prompts, rollouts))
     state, _ = improve(config, tiny_params, shuffled, reference=other_params, batch=batch)
     same(state.params, runs[1][0].params, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("preset", "epochs"), [("grpo", 1), ("gspo", 2), ("ppo", 2)])
+def test_parts_that_are_cut_to_their_samples_compute_the_same(
+    preset, epochs, rl_config, tiny_params, other_params, made_up, improve, same, monkeypatch
+):
+    monkeypatch.setattr(experience, "LEAST_CUT", 1)
+    overrides = {} if preset == "ppo" else dict(kl_coef=0.3, entropy_coef=0.2)
+    make = functools.partial(
+        rl_config, preset, overrides, num_microbatches=2, forbidden_ids=(7,), num_epochs=epochs,
+        num_minibatches=epochs,
+    )
+    rollouts = made_up()
+    # An impossible token behind the end: log-probs that no one may read.
+    rollouts = rollouts.replace(tokens=jnp.where(rollouts.mask, rollouts.tokens, 3))
+    whole, whole_metrics = improve(
+        make(rollout=dict(early_exit=False)), tiny_params, rollouts, reference=other_params
+    )
+    cut, metrics = improve(make(), tiny_params, rollouts, reference=other_params)
+    assert furthest(whole.params, tiny_params) > 1e-3
+    same(cut.params, whole.params, rtol=1e-5, atol=1e-5)
+    same(cut.critic, whole.critic, rtol=1e-5, atol=1e-5)
+    same(metrics, whole_metrics, rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_reads_no_further_than_its_longest_sample(rl_config, prompts, made_up, monkeypatch):
+    monkeypatch.setattr(experience, "LEAST_CUT", 1)
+    config, rollouts = rl_config(num_microbatches=4), made_up()
+    batch = experience.read_rollouts(prompts, rollouts, config.algorithm)
+    lengths = experience.part_lengths(batch, config)
+    assert lengths == [2, 3, 4, 5]
+    parts, order = experience.split_by_length(batch, 4)
+
+    def seen(part):
+        return jnp.array([part.tokens.shape[2], part.tokens.sum()])
+
+    found = jax.lax.map(lambda part: experience.at_own_length(seen, part, lengths), parts)
+    counts = np.array(rollouts.mask.sum(axis=2)).reshape(-1)[order].reshape(4, 6)
+    assert (np.diff(counts.reshape(-1)) >= 0).all() and counts.min() < 5
+    np.testing.assert_array_equal(found[:, 0], counts.max(axis=1))
+    assert found[:, 1].sum() == rollouts.tokens.sum()  # padding is 0: nothing else is left out
 
 
 # What is not finite
