@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -77,11 +78,21 @@ def refuse(error: object) -> NoReturn:
         error = error.args[0]
     if isinstance(error, OSError) and error.filename:
         error = f"{error.filename}: {error.strerror}; mend that, and the same command goes on."
-    missing = isinstance(error, KeyError)
-    message = f"the configuration has no key {error.args[0]}" if missing else str(error).strip()
+    if isinstance(error, flags.IllegalFlagValueError):
+        usage.refuse(error)
+    message = _no_key(error) if isinstance(error, KeyError) else str(error).strip()
     if "Traceback" in message:
         message = message.splitlines()[-1].partition(": ")[2]
     usage.refuse(message)
+
+
+def _no_key(error: KeyError) -> str:
+    """The sentence on a key that the configuration lacks."""
+    told = str(error.args[0])
+    key = told.partition("\n")[0].rpartition("lookup: ")[2].strip("'")
+    meant = re.search('Did you mean "(.+?)"', told)
+    perhaps = f", perhaps {meant[1]!r} is meant" if meant else ""
+    return f"the configuration has no key {key!r}{perhaps}; --help=config lists all."
 
 
 @contextlib.contextmanager

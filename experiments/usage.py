@@ -15,6 +15,7 @@ from typing import NoReturn
 from absl import flags
 
 ASKED = ("--help", "-help", "-h", "-?")
+MUST_BE = {"int": "a whole number", "float": "a number", "bool": "true or false"}  # absl's types
 Row = tuple[str, str]  # how a flag is written, and what it says
 
 
@@ -36,8 +37,23 @@ def parse(argv: Sequence[str], shared: Sequence[Row] = ()) -> list[str]:
 
 def refuse(error: object) -> NoReturn:
     """End the program with one line on stderr and exit status 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    told = wrong_value(error) if isinstance(error, flags.IllegalFlagValueError) else str(error)
+    print(f"error: {' '.join(told.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def wrong_value(error: flags.IllegalFlagValueError) -> str:
+    """What a flag's value must be, where absl tells what Python's conversion said of it."""
+    why = str(error.__context__)
+    given = str(error).removeprefix("flag --").removesuffix(f": {why}")
+    flag = flags.FLAGS[given.partition("=")[0]]
+    if isinstance(flag.parser, flags.EnumParser):
+        return f"{given}: must be one of {', '.join(flag.parser.enum_values)}."
+    if flag.flag_type() not in MUST_BE:
+        return f"{given}: {why}"
+    default = flag.default is not None and not flag.boolean
+    such = f", such as {flag.default}, the default" if default else ""
+    return f"{given}: must be {MUST_BE[flag.flag_type()]}{such}."
 
 
 def answer(argv: Sequence[str], shared: Sequence[Row] = ()) -> None:

@@ -95,7 +95,17 @@ def assert_parsed(pool, program, arguments):
     ("program", "arguments", "message"),
     [
         ("sft", ["--workdirs=x"], "Unknown command line flag 'workdirs'"),
-        ("sft", ["--config.finetune.step=1"], "no key 'step' Did you mean"),
+        ("sft", ["--config.finetune.step=1"],
+         "no key 'step', perhaps 'steps' is meant; --help=config lists all."),
+        ("sft", ["--config.seed.a=1"], "no key 'seed.a'; --help=config lists all."),
+        ("sft", ["--config.evaluation.problems=1O0"], "error: config.evaluation.problems=1O0: "
+         "must be a whole number, such as 400, the default."),
+        ("sft", ["--config.model.d_model=1: 2"],
+         "error: config.model.d_model=1: 2: must be a whole number."),
+        ("sft", ["--config.model.chat=x"], "error: config.model.chat=x: must be true or false."),
+        ("sft", ["--save_every=1O"], "save_every=1O: must be a number, such as 120.0, the"),
+        ("sft", ["--accelerator=cqu"], "error: accelerator=cqu: must be one of tpu, gpu, cpu."),
+        ("show_task", ["--count=1O"], "error: count=1O: must be a whole number, such as"),
         ("sft", ["--config=experiments/none.py"], "experiments/none.py: there is no such file"),
         ("sft", ["--config=experiments/configs/countdown.py:ful"], "--config=FILE:PRESET"),
         ("distill", ["--config=experiments/configs/distill.py:ful"], "--config=FILE:PRESET"),
