@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
 from experiments import sources, usage
+from experiments.meanings import meanings
 from reasoning.evaluation import reports
 from reasoning.rewards.verdicts import TooManyFailures
 from reasoning.runtime.checkpoints import CannotRestore
@@ -62,7 +63,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "This one; on TPUs it is fou
 # The flags that --help shows: of what reads a configuration, and of what writes a run.
 CONFIG_FLAGS = ("config",)
 RUN_FLAGS = ("workdir", "config", "max_minutes", "extend", "accelerator")
-ONE_SETTING = ("--config.KEY=VALUE", "One setting; --help=config lists all, as they are set.")
+ONE_SETTING = ("--config.KEY=VALUE", "One setting; --help=config lists all.")
 
 Setup = TypeVar("Setup")
 Data = TypeVar("Data")
@@ -261,8 +262,12 @@ def parse(argv: list[str], shown: tuple[str, ...] = CONFIG_FLAGS) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         refuse(error)
     if listed:
-        print(config_flags.get_config_filename(flags.FLAGS["config"]))
-        print("\n".join(f"--config.{line}" for line in settings(_CONFIG.value)))
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        says = meanings(file)
+        print(file)
+        for line in settings(_CONFIG.value):
+            comment = says.get(line.partition("=")[0])
+            print(f"--config.{line}" + (f"  # {comment}" if comment else ""))
         sys.exit(0)
     return left
 

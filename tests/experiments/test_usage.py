@@ -6,6 +6,9 @@ import re
 
 import pytest
 from commands import ARGPARSE, PROGRAMS, ROOT, call, commands, processes
+from ml_collections import ConfigDict
+
+from experiments.meanings import meanings
 
 DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md"),
         *ROOT.glob("colab/*.md")]
@@ -132,5 +135,35 @@ def test_the_settings_are_listed_as_they_are_set(pool):
     status, output = pool.submit(call, "rl", arguments).result()
     path, *lines = output.splitlines()
     assert status == 0 and path.endswith("experiments/configs/countdown.py")
-    assert "--config.judge.rules=('boxed', 'hashes')" in lines
-    assert {"--config.rl.steps=7", "--config.seed=0", "--config.model.d_model=None"} <= {*lines}
+    assert {
+        "--config.judge.rules=('boxed', 'hashes')  # and final_number",
+        "--config.rl.steps=7", "--config.seed=0", "--config.model.d_model=None",
+        # Of a function that several sections are made by.
+        *(f"--config.{each}.rounds=1  # dynamic sampling draws so many times to fill "
+          "uninformative groups" for each in ("rl", "grpo", "t1")),
+        "--config.corpus.vocab_size=2048  # of the tokenizer that is trained on it",
+        "--config.corpus.name=None",  # and not what is said of task.name
+    } <= {*lines}
+
+
+def test_the_meaning_is_the_comment_of_the_last_line_that_has_one(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("""
+from experiments.configs import smoke
+
+def get_config(preset="a"):
+    config = smoke.get_config()
+    config.rl.printed = len(preset)  # so many # of them
+    config.rl.rounds = 2
+    # not of a setting
+    config.arm = "#mixed"
+    return config
+""")
+    for preset in ("", ":abc"):
+        found = meanings(f"{file}{preset}")
+        assert found["rl.printed"] == "so many # of them"
+        assert found["rl.rounds"].startswith("dynamic sampling draws")  # of countdown.py
+        assert found["arm"].startswith("for experiments.sft")
+        assert found["grpo.printed"].startswith("completions shown")
+        assert "seed" not in found and "rl" not in found
+    assert ConfigDict.__setitem__.__module__.startswith("ml_collections")  # as it was
