@@ -15,7 +15,6 @@ from typing import NoReturn
 from absl import flags
 
 ASKED = ("--help", "-help", "-h", "-?")
-MUST_BE = {"int": "a whole number", "float": "a number", "bool": "true or false"}  # absl's types
 Row = tuple[str, str]  # how a flag is written, and what it says
 
 
@@ -44,16 +43,20 @@ def refuse(error: object) -> NoReturn:
 
 def wrong_value(error: flags.IllegalFlagValueError) -> str:
     """What a flag's value must be, where absl tells what Python's conversion said of it."""
-    why = str(error.__context__)
-    given = str(error).removeprefix("flag --").removesuffix(f": {why}")
+    why, told = error.__context__, str(error).removeprefix("flag --")
+    if why is None:  # a rule of the flag itself, in words
+        return told
+    given = told.removesuffix(f": {why}")
     flag = flags.FLAGS[given.partition("=")[0]]
-    if isinstance(flag.parser, flags.EnumParser):
-        return f"{given}: must be one of {', '.join(flag.parser.enum_values)}."
-    if flag.flag_type() not in MUST_BE:
-        return f"{given}: {why}"
-    default = flag.default is not None and not flag.boolean
-    such = f", such as {flag.default}, the default" if default else ""
-    return f"{given}: must be {MUST_BE[flag.flag_type()]}{such}."
+    match flag.parser:
+        case flags.EnumParser(enum_values=known):
+            return f"{given}: must be one of {', '.join(known)}."
+        case flags.BooleanParser():
+            return f"{given}: must be true or false."
+        case flags.IntegerParser(syntactic_help=kind) | flags.FloatParser(syntactic_help=kind):
+            such = "" if flag.default is None else f", such as {flag.default}, the default"
+            return f"{given}: must be {kind}{such}."
+    return told
 
 
 def answer(argv: Sequence[str], shared: Sequence[Row] = ()) -> None:

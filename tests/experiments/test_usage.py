@@ -102,18 +102,18 @@ def assert_parsed(pool, program, arguments):
          "no key 'step', perhaps 'steps' is meant; --help=config lists all."),
         ("sft", ["--config.seed.a=1"], "no key 'seed.a'; --help=config lists all."),
         ("sft", ["--config.evaluation.problems=1O0"], "error: config.evaluation.problems=1O0: "
-         "must be a whole number, such as 400, the default."),
+         "must be an integer, such as 400, the default."),
         ("sft", ["--config.model.d_model=1: 2"],
-         "error: config.model.d_model=1: 2: must be a whole number."),
+         "error: config.model.d_model=1: 2: must be an integer."),
         ("sft", ["--config.model.chat=x"], "error: config.model.chat=x: must be true or false."),
         ("sft", ["--save_every=1O"], "save_every=1O: must be a number, such as 120.0, the"),
         ("sft", ["--accelerator=cqu"], "error: accelerator=cqu: must be one of tpu, gpu, cpu."),
-        ("show_task", ["--count=1O"], "error: count=1O: must be a whole number, such as"),
         ("sft", ["--config=experiments/none.py"], "experiments/none.py: there is no such file"),
         ("sft", ["--config=experiments/configs/countdown.py:ful"], "--config=FILE:PRESET"),
         ("distill", ["--config=experiments/configs/distill.py:ful"], "--config=FILE:PRESET"),
         ("benchmark", ["--siz=tiny"], "Unknown command line flag 'siz'"),
-        ("show_task", ["--count=0"], "count"),
+        ("show_task", ["--count=0"], "error: count=0: must be a positive integer, such as 3,"),
+        ("interruptions", [], "error: directory=None: Flag --directory must have a value"),
     ],
 )
 def test_a_mistyped_flag_is_one_sentence(pool, program, arguments, message):
