@@ -62,7 +62,8 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "This one; on TPUs it is fou
 
 # The flags that --help shows: of what reads a configuration, and of what writes a run.
 CONFIG_FLAGS = ("config",)
-RUN_FLAGS = ("workdir", "config", "max_minutes", "extend", "accelerator")
+RUN_FLAGS = ("workdir", "config", "max_minutes", "save_every", "use_previous_checkpoint", "extend",
+             "wandb_project", "accelerator")
 ONE_SETTING = ("--config.KEY=VALUE", "One setting; --help=config lists all.")
 
 Setup = TypeVar("Setup")

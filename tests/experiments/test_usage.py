@@ -12,6 +12,11 @@ from experiments.meanings import meanings
 
 DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md"),
         *ROOT.glob("colab/*.md")]
+DEFINED = r'DEFINE_\w+\(\s*"(\w+)"'
+# Flags of every run that runs.md speaks of.
+RUN_FLAGS = {*re.findall(r"--(\w+)", (ROOT / "docs" / "runs.md").read_text())} & {
+    *re.findall(DEFINED, (ROOT / "experiments" / "launch.py").read_text())
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +38,12 @@ def test_help_is_short_and_names_the_flags(pool, program):
     assert text.startswith(docstring(program).splitlines()[0])
     told = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
     source = (ROOT / "experiments" / f"{program}.py").read_text()
-    own = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
+    own = set(re.findall(DEFINED, source))
     assert told > own, own - told
     if program not in ARGPARSE:
         assert ("workdir" in told) == ("launch.start(" in source) and "helpfull" in told
+    if "launch.start(" in source:
+        assert told >= RUN_FLAGS > {"workdir", "save_every", "use_previous_checkpoint", "extend"}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
