@@ -25,6 +25,7 @@ from experiments import sources, usage
 from experiments.meanings import meanings
 from reasoning.evaluation import reports
 from reasoning.rewards.verdicts import TooManyFailures
+from reasoning.run_files import TABLE
 from reasoning.runtime.checkpoints import CannotRestore
 from reasoning.runtime.directory import finished_results
 from reasoning.runtime.meshes import check_accelerator, start_processes, use_mesh
@@ -180,7 +181,7 @@ def run_study(
         with usable_directory(), run:
             results = work(run, setup, data, config)
             if jax.process_index() == 0:
-                (run.path / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
+                (run.path / TABLE).write_text(table(results) + "\n", encoding="utf-8")
                 run.finish(results)
     print(table(results))
 

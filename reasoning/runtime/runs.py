@@ -34,6 +34,7 @@ from typing import Any
 
 import jax
 
+from reasoning.run_files import ATTEMPTS, CONFIG, RESULTS, read_object
 from reasoning.runtime import logs
 from reasoning.runtime.checkpoints import (
     CannotRestore,
@@ -41,15 +42,7 @@ from reasoning.runtime.checkpoints import (
     DamagedCheckpoint,
     save_tree,
 )
-from reasoning.runtime.directory import (
-    ATTEMPTS,
-    CONFIG,
-    RESULTS,
-    check_unfinished,
-    is_extended,
-    lock,
-    read_object,
-)
+from reasoning.runtime.directory import check_unfinished, is_extended, lock
 from reasoning.runtime.processes import any_process, from_first
 from reasoning.runtime.provenance import git_revision, versions
 
