@@ -44,7 +44,7 @@ from reasoning.runtime.checkpoints import (
 )
 from reasoning.runtime.directory import check_unfinished, is_extended, lock
 from reasoning.runtime.processes import any_process, from_first
-from reasoning.runtime.provenance import git_revision, versions
+from reasoning.runtime.provenance import git_revision, own_code, versions
 
 # Seconds until the other processes see what the first has written: a network's disks are late.
 VISIBLE = 20.0
@@ -336,16 +336,22 @@ class Run:
         Returns:
           the attempt's number.
         """
-        about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
+        about = {"versions": versions(), "git": git_revision(), "code": own_code(config),
+                 "command": sys.argv}
         self._about = {"program": program, "config": config, "data": data, **about}
         if (self.path / CONFIG).is_file():
-            before = read_object(self.path / CONFIG).get("data", "")
+            there = read_object(self.path / CONFIG)
+            before = there.get("data", "")
             if before != data:
                 raise ValueError(
                     f"workdir={self.path}: holds a run on other data (fingerprint {before[:12]} "
                     f"there and {data[:12]} here): the task, the tokenizer or the pipeline has "
                     "changed; choose another directory."
                 )
+            for name, now in about["code"].items():
+                if there.get("code", {}).get(name, now)["sha256"] != now["sha256"]:
+                    print(f"{self.path}: {now['file']} has changed since this run began; what "
+                          "comes now is by the new code.", flush=True)
         else:
             # First: it makes the directory a run's.
             self._write(CONFIG, self._about)
