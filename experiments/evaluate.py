@@ -41,7 +41,7 @@ from reasoning.evaluation.estimators import (
 )
 from reasoning.evaluation.policies import Judged, Policy, judge, sample_problems
 from reasoning.rewards.judges import check_gold
-from reasoning.runtime.directory import CONFIG, read_object
+from reasoning.run_files import CONFIG, read_object
 from reasoning.runtime.meshes import check_mesh, make_mesh, use_mesh
 from reasoning.runtime.progress import announced
 from reasoning.runtime.runs import Run

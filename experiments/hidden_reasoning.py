@@ -40,6 +40,7 @@ from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import mean_estimate, wilson_interval
 from reasoning.evaluation.policies import Judged, sample_and_judge
 from reasoning.evaluation.searches import Paths, cot_paths
+from reasoning.run_files import METRICS
 from reasoning.runtime.runs import Run
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.voting import best_of_n, vote
@@ -328,7 +329,7 @@ def study(
 
 def plot(path: Path, policies: Mapping[str, Figures]) -> None:
     """The plots of a run, into its plots/ folder."""
-    metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
     accuracy = {
         policy: {name: entry["accuracy"] for name, entry in figures["methods"].items()}
         for policy, figures in policies.items()

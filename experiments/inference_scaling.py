@@ -39,7 +39,7 @@ from reasoning.evaluation import reports
 from reasoning.evaluation.estimators import cons_at_k, pass_curve, voted_accuracy
 from reasoning.evaluation.policies import Drawn, Judged, Policy, in_batches, judge, sample_problems
 from reasoning.learning.assignment import ARMS
-from reasoning.runtime.directory import CONFIG, RESULTS, read_object
+from reasoning.run_files import CONFIG, RESULTS, read_object
 from reasoning.runtime.meshes import init_sharded
 from reasoning.runtime.runs import Run
 from reasoning.sampling.allocation import interleave

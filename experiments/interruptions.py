@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 from absl import app, flags
 
 from experiments import usage
+from reasoning.run_files import COMPLETIONS, METRICS, RESULTS
 
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs are written.", required=True)
 _PROGRAM = flags.DEFINE_string("program", "experiments.quickstart", "The launcher to disturb.")
@@ -97,14 +98,14 @@ def run(command: Sequence[str], directory: Path, limit: float | None) -> bool:
 def compare(a: Path, b: Path) -> list[str]:
     """What two finished runs differ in, less what a clock says."""
     found = []
-    for name in ("metrics.jsonl", "completions.jsonl"):
+    for name in (METRICS, COMPLETIONS):
         lines = [(run / name).read_text().splitlines() for run in (a, b)]
         rows = [[timeless(json.loads(line)) for line in of_run] for of_run in lines]
         if len(rows[0]) != len(rows[1]):
             found.append(f"{name}: {len(rows[0])} and {len(rows[1])} lines")
         found += [f"{name}: line {i + 1}" for i, (x, y) in enumerate(zip(*rows)) if x != y]
-    results = [timeless(json.loads((run / "results.json").read_text())) for run in (a, b)]
-    found += ["results.json"] * (results[0] != results[1])
+    results = [timeless(json.loads((run / RESULTS).read_text())) for run in (a, b)]
+    found += [RESULTS] * (results[0] != results[1])
     ours, theirs = dict(policies(a)), dict(policies(b))
     return found + [
         f"policies/{name}"

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,8 +22,10 @@ from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
 from experiments import sources, usage
+from experiments.meanings import meanings
 from reasoning.evaluation import reports
 from reasoning.rewards.verdicts import TooManyFailures
+from reasoning.run_files import TABLE
 from reasoning.runtime.checkpoints import CannotRestore
 from reasoning.runtime.directory import finished_results
 from reasoning.runtime.meshes import check_accelerator, start_processes, use_mesh
@@ -60,8 +63,9 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "This one; on TPUs it is fou
 
 # The flags that --help shows: of what reads a configuration, and of what writes a run.
 CONFIG_FLAGS = ("config",)
-RUN_FLAGS = ("workdir", "config", "max_minutes", "extend", "accelerator")
-ONE_SETTING = ("--config.KEY=VALUE", "One setting; --help=config lists all, as they are set.")
+RUN_FLAGS = ("workdir", "config", "max_minutes", "save_every", "use_previous_checkpoint", "extend",
+             "wandb_project", "accelerator")
+ONE_SETTING = ("--config.KEY=VALUE", "One setting; --help=config lists all.")
 
 Setup = TypeVar("Setup")
 Data = TypeVar("Data")
@@ -77,11 +81,21 @@ def refuse(error: object) -> NoReturn:
         error = error.args[0]
     if isinstance(error, OSError) and error.filename:
         error = f"{error.filename}: {error.strerror}; mend that, and the same command goes on."
-    missing = isinstance(error, KeyError)
-    message = f"the configuration has no key {error.args[0]}" if missing else str(error).strip()
+    if isinstance(error, flags.IllegalFlagValueError):
+        usage.refuse(error)
+    message = _no_key(error) if isinstance(error, KeyError) else str(error).strip()
     if "Traceback" in message:
         message = message.splitlines()[-1].partition(": ")[2]
     usage.refuse(message)
+
+
+def _no_key(error: KeyError) -> str:
+    """The sentence on a key that the configuration lacks."""
+    told = str(error.args[0])
+    key = told.partition("\n")[0].rpartition("lookup: ")[2].strip("'")
+    meant = re.search('Did you mean "(.+?)"', told)
+    perhaps = f", perhaps {meant[1]!r} is meant" if meant else ""
+    return f"the configuration has no key {key!r}{perhaps}; --help=config lists all."
 
 
 @contextlib.contextmanager
@@ -167,7 +181,7 @@ def run_study(
         with usable_directory(), run:
             results = work(run, setup, data, config)
             if jax.process_index() == 0:
-                (run.path / "table.txt").write_text(table(results) + "\n", encoding="utf-8")
+                (run.path / TABLE).write_text(table(results) + "\n", encoding="utf-8")
                 run.finish(results)
     print(table(results))
 
@@ -250,8 +264,12 @@ def parse(argv: list[str], shown: tuple[str, ...] = CONFIG_FLAGS) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         refuse(error)
     if listed:
-        print(config_flags.get_config_filename(flags.FLAGS["config"]))
-        print("\n".join(f"--config.{line}" for line in settings(_CONFIG.value)))
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        says = meanings(file)
+        print(file)
+        for line in settings(_CONFIG.value):
+            comment = says.get(line.partition("=")[0])
+            print(f"--config.{line}" + (f"  # {comment}" if comment else ""))
         sys.exit(0)
     return left
 

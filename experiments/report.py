@@ -214,7 +214,7 @@ def report(
         found, notes = score_run(record, lines, scored)
         scores |= {(run, line): each for line, each in found.items()}
         views.append(View(seen.marks, seen.strategies, [*seen.notes, *notes]))
-    page = make_page(records, views, scores, limit)
+    page = make_page(records, views, scores, kept)
     path = records[0].path / "report.html" if output is None else Path(output)
     path.write_bytes(page)
     return path

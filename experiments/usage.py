@@ -36,8 +36,27 @@ def parse(argv: Sequence[str], shared: Sequence[Row] = ()) -> list[str]:
 
 def refuse(error: object) -> NoReturn:
     """End the program with one line on stderr and exit status 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    told = wrong_value(error) if isinstance(error, flags.IllegalFlagValueError) else str(error)
+    print(f"error: {' '.join(told.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def wrong_value(error: flags.IllegalFlagValueError) -> str:
+    """What a flag's value must be, where absl tells what Python's conversion said of it."""
+    why, told = error.__context__, str(error).removeprefix("flag --")
+    if why is None:  # a rule of the flag itself, in words
+        return told
+    given = told.removesuffix(f": {why}")
+    flag = flags.FLAGS[given.partition("=")[0]]
+    match flag.parser:
+        case flags.EnumParser(enum_values=known):
+            return f"{given}: must be one of {', '.join(known)}."
+        case flags.BooleanParser():
+            return f"{given}: must be true or false."
+        case flags.IntegerParser(syntactic_help=kind) | flags.FloatParser(syntactic_help=kind):
+            such = "" if flag.default is None else f", such as {flag.default}, the default"
+            return f"{given}: must be {kind}{such}."
+    return told
 
 
 def answer(argv: Sequence[str], shared: Sequence[Row] = ()) -> None:

@@ -157,6 +157,9 @@ def test_a_task_of_ones_own_takes_its_arguments_and_strategies():
         ("Small", {"tries": 5}, "tries=5: task 'ideas_of_mine:Small' takes largest."),
         ("plain", {}, "its argument log_ratio has no default"),
         ("Nothing", {"size": 5}, "size=5: task 'ideas_of_mine:Nothing' takes nothing."),
+        # Once one was made, Python says of its class that it takes nothing.
+        ("Bare", {"size": 5}, "size=5: task 'ideas_of_mine:Bare' (does not take it|takes nothing)"),
+        ("Passes", {"sise": 5}, "sise=5: task 'ideas_of_mine:Passes' does not take it .*'sise'"),
         ("Bare", {}, "task='ideas_of_mine:Bare': Bare has no name; see Task"),
         ("largest", {}, "task='ideas_of_mine:largest': Python cannot tell what it takes; name"),
     ],

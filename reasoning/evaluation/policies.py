@@ -9,7 +9,6 @@ Axes: P problems, R samples of each (tag-major: all samples of tag 0 first), S s
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,15 +25,14 @@ from reasoning.evaluation.estimators import (
     mean_estimate,
     pass_curve,
 )
-from reasoning.models.axes import in_force
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
 from reasoning.rewards.host import HostFunction
 from reasoning.sampling.allocation import interleave
 from reasoning.sampling.budgets import Budget
 from reasoning.sampling.filters import Filters
-from reasoning.sampling.sampler import pad_prompts, sample, sequence_keys
-from reasoning.sampling.slots import rows_at_a_time, sample_in_slots
+from reasoning.sampling.sampler import pad_prompts, sequence_keys
+from reasoning.sampling.slots import rows_at_a_time, sampler_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +163,9 @@ def sample_problems(
     def draw(ids: np.ndarray, mask: np.ndarray, index: np.ndarray) -> tuple[jax.Array, ...]:
         rows = len(index)
         counts = jax.tree.map(lambda n: jnp.broadcast_to(n, (rows, len(tags))), budget)
-        how, num_slots = partial(sample, budget=counts), rows_at_a_time(rows * len(tags))
-        if num_slots < rows * len(tags) and budget is None and not in_force():
-            how = partial(sample_in_slots, num_slots=num_slots)
-        samples = how(
+        sequences = rows * len(tags)
+        num_slots = rows_at_a_time(sequences) if budget is None else None  # slots know no budget
+        samples = sampler_for(sequences, num_slots, budget=counts)(
             policy.params,
             ids,
             mask,

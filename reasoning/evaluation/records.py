@@ -10,13 +10,24 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CONFIG, RESULTS, TABLE = "config.json", "results.json", "table.txt"
-LOGS = ("attempts.jsonl", "metrics.jsonl", "completions.jsonl")
-Row = dict[str, Any]
+from reasoning.run_files import (
+    ATTEMPTS,
+    COMPLETIONS,
+    CONFIG,
+    METRICS,
+    RESULTS,
+    TABLE,
+    Row,
+    read_about,
+    read_object,
+    read_rows,
+)
+
+LOGS = (ATTEMPTS, METRICS, COMPLETIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +90,10 @@ def read_record(workdir: str | os.PathLike, name: str | None = None) -> Record:
             f"workdir={workdir}: holds no {CONFIG}, so no run was started there; name a run's "
             "directory."
         )
-    about = _object(path / CONFIG)
-    if "program" not in about or not isinstance(about.get("config"), dict):
-        raise ValueError(
-            f"workdir={workdir}: its {CONFIG} describes no run; name a run's directory."
-        )
+    about = read_about(path)
     rows, damaged = {}, {}
     for file in LOGS:
-        lines = list(_objects(path / file))
+        lines = list(read_rows(path / file))
         rows[file] = [line for line in lines if line is not None]
         if len(rows[file]) < len(lines):
             damaged[file] = len(lines) - len(rows[file])
@@ -95,10 +102,10 @@ def read_record(workdir: str | os.PathLike, name: str | None = None) -> Record:
         path=path,
         name=path.resolve().name if name is None else name,
         about=about,
-        attempts=rows["attempts.jsonl"],
-        metrics=rows["metrics.jsonl"],
-        completions=rows["completions.jsonl"],
-        results=_object(path / RESULTS) if (path / RESULTS).is_file() else None,
+        attempts=rows[ATTEMPTS],
+        metrics=rows[METRICS],
+        completions=rows[COMPLETIONS],
+        results=read_object(path / RESULTS) if (path / RESULTS).is_file() else None,
         table=_text(path / TABLE) if (path / TABLE).is_file() else "",
         damaged=damaged,
         written=max(log.stat().st_mtime for log in logs if log.is_file()),
@@ -122,32 +129,8 @@ def read_records(workdirs: list[str]) -> list[Record]:
     return [read_record(workdir, name) for workdir, name in zip(workdirs, names, strict=True)]
 
 
-def _object(path: Path) -> Row:
-    """The JSON object that a file holds."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is damaged ({error}); restore it from a copy.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: is damaged (no JSON object); restore it from a copy.")
-    return found
-
-
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _objects(path: Path) -> Iterator[Row | None]:
-    """The JSON objects of a file of lines; None for each line that is none."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:  # only b"\n" ends a line: texts may hold others
-        for line in file:
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
-                found = None
-            yield found if isinstance(found, dict) else None
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

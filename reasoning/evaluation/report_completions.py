@@ -1,6 +1,6 @@
 """Completions as a report's page holds them: one block of data, by columns, compressed.
 
-    block = completions_block(records, marks, scores, limit=60_000)
+    block = completions_block(records, marks, scores, kept_lines(records, limit=60_000))
     block.text                                       # base64 of gzip of JSON: letters, digits, +/=
 
 The text of a model is data there: no character of it stands in the page as it was written.
@@ -37,17 +37,18 @@ class Block(NamedTuple):
 
 
 def completions_block(
-    records: Sequence[Record], marks: Sequence[Marks], scores: Scores, limit: int
+    records: Sequence[Record], marks: Sequence[Marks], scores: Scores,
+    lines: Sequence[Sequence[int]],
 ) -> Block:
     """Put the completions of several runs into one block.
 
     Args:
       marks: of each run.
-      limit: as `kept_lines` takes it.
+      lines: of each run's completions.jsonl that are put in, as `kept_lines` chooses them.
     """
     total = sum(len(record.completions) for record in records)
     rows, numbers = [], []
-    for run, kept in enumerate(kept_lines(records, limit)):
+    for run, kept in enumerate(lines):
         record = records[run]
         for line in kept:
             row = record.completions[line]

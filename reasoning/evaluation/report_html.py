@@ -1,6 +1,7 @@
 """The page of a report: one file that needs no network, made of the parts beside it.
 
-    page = make_page(records, [View(marks, strategies, notes)], scores, limit=60_000)
+    lines = kept_lines(records, limit=60_000)
+    page = make_page(records, [View(marks, strategies, notes)], scores, lines)
     Path("report.html").write_bytes(page)
 
 What a model wrote is data. Tables and captions take texts through `html.escape`, completions lie in
@@ -49,16 +50,17 @@ class View:
 
 
 def make_page(
-    records: Sequence[Record], views: Sequence[View], scores: Scores, limit: int
+    records: Sequence[Record], views: Sequence[View], scores: Scores,
+    lines: Sequence[Sequence[int]],
 ) -> bytes:
     """The page of one or several runs, in UTF-8.
 
     Args:
       scores: of the completions whose tokens were scored.
-      limit: about the most completions that the page holds.
+      lines: of each run's completions.jsonl that the page holds (`kept_lines`).
     """
     styles, series = Styles(), series_of(records)
-    block = completions_block(records, [view.marks for view in views], scores, limit)
+    block = completions_block(records, [view.marks for view in views], scores, lines)
     sections = {
         "Results": _results(records, series, styles),
         "Strategies": _strategies(records, views, series, styles),

@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from reasoning.evaluation.estimators import runs_estimate
+from reasoning.run_files import METRICS
 
 # name in results.json -> heading
 COLUMNS = {
@@ -213,7 +214,7 @@ def plot_run(path: Path, strategies: Sequence[str], results: Mapping[str, Any]) 
       strategies: the names of the task's strategies.
       results: of one seed, or of `over_seeds`.
     """
-    metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (path / METRICS).read_text().splitlines()]
     for name, figure in run_figures(metrics, strategies, results).items():
         figure.savefig(path / "plots" / f"{name}.png", dpi=120)
 

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from reasoning.learning.algorithms import Penalty
 from reasoning.learning.losses import masked_mean
-from reasoning.models.axes import in_force
 from reasoning.models.config import ModelConfig
 from reasoning.rewards import shaping
 from reasoning.rewards.verdicts import (
@@ -31,8 +30,8 @@ from reasoning.rewards.verdicts import (
     reward_name,
 )
 from reasoning.sampling.filters import Filters
-from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, Samples, sample, sequence_keys
-from reasoning.sampling.slots import sample_in_slots
+from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, Samples, sequence_keys
+from reasoning.sampling.slots import sampler_for
 
 Metrics = dict[str, jax.Array]
 
@@ -190,11 +189,10 @@ def draw(
     pad_id: int,
 ) -> Samples:
     """G samples of each prompt, `[P * G, ...]`."""
-    num_prompts, slots = prompts.ids.shape[0], rollout.num_slots
-    if slots is not None and slots < num_prompts * rollout.num_samples and not in_force():
-        how = partial(sample_in_slots, num_slots=slots)
-    else:
-        how = partial(sample, early_exit=rollout.early_exit)
+    num_prompts = prompts.ids.shape[0]
+    how = sampler_for(
+        num_prompts * rollout.num_samples, rollout.num_slots, early_exit=rollout.early_exit
+    )
     return how(
         params,
         prompts.ids,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from reasoning.run_files import CONFIG, RESULTS, read_about, read_object
 from reasoning.runtime.provenance import first_difference
 
-CONFIG, RESULTS, ATTEMPTS = "config.json", "results.json", "attempts.jsonl"
 # Of a configuration, what a run may go on with in another way: where its arrays lie.
 LAYOUT = ("mesh",)
 # What makes a directory no run yet.
@@ -42,11 +42,7 @@ def finished_results(
         return None
     if not (workdir / CONFIG).is_file():
         raise ValueError(f"workdir={workdir}: holds files but no run; choose another directory.")
-    about = read_object(workdir / CONFIG)
-    if "program" not in about or not isinstance(about.get("config"), dict):
-        raise ValueError(
-            f"workdir={workdir}: its {CONFIG} describes no run; choose another directory."
-        )
+    about = read_about(workdir)
     if about["program"] != program:
         raise ValueError(
             f"workdir={workdir}: holds a run of {about['program']}, not of {program}; choose "
@@ -88,21 +84,6 @@ def _extends(old: Any, new: Any, key: str = "") -> bool:
     return same and old != new and all(
         old[key] == new[key] or _extends(old[key], new[key], key) for key in old
     )
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the run directory.
-
-    Raises:
-      ValueError: the file holds something else.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}); choose another workdir.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: is damaged (no JSON object); choose another workdir.")
-    return content
 
 
 def check_unfinished(

@@ -16,7 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-FILES = ("metrics.jsonl", "completions.jsonl")
+from reasoning.run_files import COMPLETIONS, METRICS
+
+FILES = (METRICS, COMPLETIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Logs:
 
     def metrics(self, phase: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl, and its numbers to the trackers."""
-        append(self._files["metrics.jsonl"], {"phase": phase, "step": step, **metrics})
+        append(self._files[METRICS], {"phase": phase, "step": step, **metrics})
         if self._trackers:
             prefix = f"seed{metrics['seed']}/{phase}" if "seed" in metrics else phase
             scalars = {
@@ -82,7 +84,7 @@ class Logs:
     def completions(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to completions.jsonl."""
         for row in rows:
-            append(self._files["completions.jsonl"], row)
+            append(self._files[COMPLETIONS], row)
 
     def positions(self) -> dict[str, int]:
         """How long the files are, all of it on the disk."""

@@ -1,9 +1,10 @@
-"""What a run's figures depend on beside its code: versions, revision, configuration, data."""
+"""What a run's figures depend on: versions, revision, the user's own code, configuration, data."""
 
 import dataclasses
 import hashlib
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from reasoning import __version__
+from reasoning.names import is_own
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "sentencepiece", "numpy")
 
@@ -32,6 +34,25 @@ def git_revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.decode().strip()
+
+
+def own_code(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The modules that a configuration names as MODULE:ATTRIBUTE, once they are imported.
+
+    Returns:
+      module -> its file and the SHA-256 of that file alone, not of what it imports.
+    """
+    found = {}
+    for value in config.values():
+        if isinstance(value, Mapping):
+            found |= own_code(value)
+        elif isinstance(value, str) and is_own(value):
+            name = value.partition(":")[0]
+            file = getattr(sys.modules.get(name), "__file__", None)
+            if file and Path(file).is_file():
+                checksum = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+                found[name] = {"file": file, "sha256": checksum}
+    return found
 
 
 def fingerprint(data: Any) -> str:

@@ -34,6 +34,7 @@ from typing import Any
 
 import jax
 
+from reasoning.run_files import ATTEMPTS, CONFIG, RESULTS, read_object
 from reasoning.runtime import logs
 from reasoning.runtime.checkpoints import (
     CannotRestore,
@@ -41,17 +42,9 @@ from reasoning.runtime.checkpoints import (
     DamagedCheckpoint,
     save_tree,
 )
-from reasoning.runtime.directory import (
-    ATTEMPTS,
-    CONFIG,
-    RESULTS,
-    check_unfinished,
-    is_extended,
-    lock,
-    read_object,
-)
+from reasoning.runtime.directory import check_unfinished, is_extended, lock
 from reasoning.runtime.processes import any_process, from_first
-from reasoning.runtime.provenance import git_revision, versions
+from reasoning.runtime.provenance import git_revision, own_code, versions
 
 # Seconds until the other processes see what the first has written: a network's disks are late.
 VISIBLE = 20.0
@@ -343,16 +336,22 @@ class Run:
         Returns:
           the attempt's number.
         """
-        about = {"versions": versions(), "git": git_revision(), "command": sys.argv}
+        about = {"versions": versions(), "git": git_revision(), "code": own_code(config),
+                 "command": sys.argv}
         self._about = {"program": program, "config": config, "data": data, **about}
         if (self.path / CONFIG).is_file():
-            before = read_object(self.path / CONFIG).get("data", "")
+            there = read_object(self.path / CONFIG)
+            before = there.get("data", "")
             if before != data:
                 raise ValueError(
                     f"workdir={self.path}: holds a run on other data (fingerprint {before[:12]} "
                     f"there and {data[:12]} here): the task, the tokenizer or the pipeline has "
                     "changed; choose another directory."
                 )
+            for name, now in about["code"].items():
+                if there.get("code", {}).get(name, now)["sha256"] != now["sha256"]:
+                    print(f"{self.path}: {now['file']} has changed since this run began; what "
+                          "comes now is by the new code.", flush=True)
         else:
             # First: it makes the directory a run's.
             self._write(CONFIG, self._about)

@@ -10,6 +10,7 @@ to the same place of the cache, one place further at every step, and begin again
 N: no completion is longer, so that what is overwritten belongs to one that has ended.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from reasoning.sampling.sampler import (
     check_lengths,
     completion_mask,
     prefill,
+    sample,
 )
 
 # Rows at a time; on two CPU cores twice as fast as 1024 at once, of 45 tokens on average and 98 at
@@ -41,6 +43,20 @@ CPU_ROWS, ROWS = 128, 1024
 def rows_at_a_time(num_sequences: int) -> int:
     """In how many rows so many sequences are sampled on the default backend, if nobody says."""
     return min(num_sequences, CPU_ROWS if jax.default_backend() == "cpu" else ROWS)
+
+
+def sampler_for(
+    num_sequences: int, num_slots: int | None, **plain: Any
+) -> Callable[..., Samples]:
+    """`sample_in_slots` where there are fewer rows than sequences, and no mesh; else `sample`.
+
+    Args:
+      num_slots: rows at a time; None: one for every sequence.
+      plain: keyword arguments of `sample` alone.
+    """
+    if num_slots is None or num_slots >= num_sequences or in_force():
+        return partial(sample, **plain)
+    return partial(sample_in_slots, num_slots=num_slots)
 
 
 @flax.struct.dataclass

@@ -10,7 +10,7 @@ import pytest
 
 from reasoning.data.tasks import make_task
 from reasoning.evaluation.records import read_records
-from reasoning.evaluation.report_completions import no_marks, step_marks
+from reasoning.evaluation.report_completions import kept_lines, no_marks, step_marks
 from reasoning.evaluation.report_html import View, make_page
 from reasoning.evaluation.token_scores import TokenScores
 
@@ -82,6 +82,10 @@ def open_page(browser, tmp_path):
     assert said == []
 
 
+def page_with(records, views, scores=None):
+    return make_page(records, views, scores or {}, kept_lines(records, 10_000))
+
+
 @pytest.fixture
 def page_of(whole_run):
     def make(rows, names=("it",), scores=None):
@@ -90,7 +94,7 @@ def page_of(whole_run):
         ]
         problems = {TASK.prompt(p): p for p in (TASK.sample(0, i) for i in range(NUM_PROBLEMS))}
         view = View(step_marks(TASK, problems), TASK.strategies)
-        return make_page(read_records(paths), [view] * len(paths), scores or {}, 10_000)
+        return page_with(read_records(paths), [view] * len(paths), scores)
 
     return make
 
@@ -227,7 +231,7 @@ def test_two_runs_of_other_arms_and_seeds_are_both_shown(open_page, write_run):
     runs = [write_run(arm, [{**row, "seed": seed} for row in rows if row["arm"] == arm])
             for seed, arm in enumerate(("mixed", "matched"))]
     records = read_records([str(run) for run in runs])
-    page = open_page(make_page(records, [View(no_marks)] * 2, {}, 10_000))
+    page = open_page(page_with(records, [View(no_marks)] * 2))
     assert [head.split()[0] for head in heads(page)] == ["mixed", "matched"]
     assert page.get_by_label("arm", exact=True).input_value() == "all"
     assert page.get_by_label("seed", exact=True).input_value() == "all"
@@ -264,7 +268,7 @@ def test_hostile_text_is_shown_and_does_not_run(open_page, write_run):
     from test_report_html import HOSTILE, hostile_run
 
     record, = read_records([str(hostile_run(write_run))])
-    page = open_page(make_page([record], [View(no_marks, HOSTILE[:2], HOSTILE)], {}, 1000))
+    page = open_page(page_with([record], [View(no_marks, HOSTILE[:2], HOSTILE)]))
     seen = []
     for _ in HOSTILE:
         seen.append(page.locator("#columns .step").first.text_content())

@@ -60,7 +60,7 @@ def hostile_run(write_run, name="hostile"):
 def page_of(*paths, marks=no_marks, scores=None, limit=1000):
     records = read_records([str(path) for path in paths])
     views = [View(marks, ("a", "b"), ["a note"]) for _ in records]
-    return make_page(records, views, scores or {}, limit).decode()
+    return make_page(records, views, scores or {}, kept_lines(records, limit)).decode()
 
 
 def block_of(page):
@@ -177,7 +177,7 @@ def test_an_unfinished_run_shows_its_curves(write_run):
 def test_of_too_many_completions_whole_problems_are_kept(write_run):
     rows = [{"prompt": f"p{i // 4}", "completion": f"c{i}"} for i in range(400)]
     record = read_record(write_run("it", rows))
-    block = completions_block([record], [no_marks], {}, limit=100)
+    block = completions_block([record], [no_marks], {}, kept_lines([record], limit=100))
     data = json.loads(gzip.decompress(base64.b64decode(block.text)))
     assert (block.shown, block.total) == (100, 400)
     prompts = [row["prompt"] for row in rows_of(data)]

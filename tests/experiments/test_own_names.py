@@ -57,7 +57,9 @@ def test_a_run_on_own_code_goes_on_and_is_told_from_another(
     assert losses[0] == losses[1] and any(losses[0])
     steps = [row for row in rows[0] if row["phase"] == "mixed_grpo" and "loss" in row]
     assert len(steps) == config.rl.steps and all(row["loss"] != 0.0 for row in steps)
-    about = json.loads((tmp_path / "stopped" / "config.json").read_text())["config"]
+    described = json.loads((tmp_path / "stopped" / "config.json").read_text())
+    assert list(described["code"]) == ["own_names"]
+    about = described["config"]
     assert about["task"]["name"] == "own_names:Mine"
     assert about["rl"]["override"]["advantage"] == "own_names:noisy"
     config.task.name = "own_names:Other"

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import errno
+import hashlib
+import importlib
 import json
 import re
 import shutil
@@ -73,6 +75,27 @@ def test_a_new_directory_is_made_and_described(workdir):
     assert about["config"] == json.loads(json.dumps(CONFIG))
     assert about["git"] == "abc+changes" and isinstance(about["command"], list)
     assert {"reasoning", "python", "jax", "numpy", "device"} <= set(about["versions"])
+
+
+def test_code_of_ones_own_is_recorded_and_its_change_told(tmp_path, workdir, monkeypatch, capsys):
+    file = tmp_path / "code_of_mine.py"
+    file.write_text("def gcd(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "code_of_mine", importlib.import_module("code_of_mine"))
+    config = {"task": {"name": "code_of_mine:gcd", "rules": ("a:b",)}, "form": "Question: why?"}
+    sha = hashlib.sha256(b"def gcd(): ...\n").hexdigest()
+    for attempt in range(3):
+        with Run(workdir, PROGRAM, config) as run:
+            run.log_metrics("base", 0, {"loss": 1.5})
+        told = capsys.readouterr().out
+        changed = f"{file} has changed since this run began"
+        assert (changed in told) == (attempt == 2) and told.count("\n") == (attempt == 2)
+        if attempt == 1:
+            file.write_text("def gcd(): return 1\n")
+    about = json.loads((workdir / "config.json").read_text())
+    assert about["code"] == {"code_of_mine": {"file": str(file), "sha256": sha}}
+    rows = [json.loads(row) for row in (workdir / "attempts.jsonl").read_text().splitlines()]
+    assert [row["code"]["code_of_mine"]["sha256"] == sha for row in rows] == [True, True, False]
 
 
 def test_an_empty_directory_is_as_good_as_none(workdir):

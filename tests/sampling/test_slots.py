@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, pad_prompts, sample, sequence_keys
-from reasoning.sampling.slots import sample_in_slots
+from reasoning.sampling.slots import sample_in_slots, sampler_for
 
 PAD, NEW = 0, 10
 IDS, MASK = pad_prompts([[5, 6, 7], [1, 9, 12, 3, 20, 28], [13, 13, 4, 21]], PAD)
@@ -70,3 +71,13 @@ def test_more_rows_than_sequences_are_refused(config, params):
     for num_slots in (0, 37):
         with pytest.raises(ValueError, match=rf"^num_slots={num_slots}: must be between 1 and "):
             draw(sample_in_slots, config, params, num_slots=num_slots)
+
+
+def test_slots_are_for_fewer_rows_than_sequences_and_no_mesh():
+    fewer = sampler_for(9, 8, early_exit=False)
+    assert fewer.func is sample_in_slots and fewer.keywords == {"num_slots": 8}
+    plain = [sampler_for(9, rows, early_exit=False) for rows in (9, 10, None)]
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))), nn.logical_axis_rules((("row", "data"),)):
+        plain.append(sampler_for(9, 8, early_exit=False))
+    for each in plain:
+        assert each.func is sample and each.keywords == {"early_exit": False}

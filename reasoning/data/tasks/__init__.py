@@ -74,7 +74,17 @@ def make_task(name: str, strategies: Sequence[str] = (), **arguments: Any) -> Ta
     for key, parameter in taken.items():
         if parameter.default is parameter.empty:
             raise ValueError(f"task={name!r}: its argument {key} has no default; give it one.")
-    task = build(**{**preset, **arguments})
+    try:
+        task = build(**{**preset, **arguments})
+    except TypeError as error:
+        unnamed = [key for key in arguments if key not in taken]
+        if not unnamed:
+            raise
+        # Its **keywords go on to another that does not take them; so do a Task's without __init__.
+        raise ValueError(
+            f"{unnamed[0]}={arguments[unnamed[0]]!r}: task {name!r} does not take it ({error}); "
+            "leave it out, or name it in the class's __init__."
+        ) from error
     if is_own(name):
         check_task(name, task)
     for strategy in strategies:
