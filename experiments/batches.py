@@ -7,6 +7,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -80,18 +81,19 @@ def plan_padded(
 def due_problems(members: Sequence[Sequence[int]], every: int) -> list[list[bool]]:
     """Which problems of each batch are matched: at their visits 0, `every`, 2 `every`, ...
 
-    A batch that has a problem twice visits it once: the second copy is not due.
+    Every copy of a problem is a visit, so that visits are epochs. Of the copies in one batch at
+    most one is matched, for all of them.
 
     Args:
       members: of a plan, from its first batch on.
     """
     visits, due = Counter[int](), []
     for batch in members:
-        due.append([
-            visits[index] % every == 0 and batch.index(index) == place
-            for place, index in enumerate(batch)
-        ])
-        visits.update(set(batch))
+        due.append([])
+        for index in batch:
+            matched = index in compress(batch, due[-1])  # already, in this batch
+            due[-1].append(visits[index] % every == 0 and not matched)
+            visits[index] += 1
     return due
 
 

@@ -17,7 +17,7 @@ from reasoning.learning.updates import init_state, sft_update
 from reasoning.runtime.meshes import use_mesh
 from reasoning.runtime.runs import Run
 
-STEPS = 6
+STEPS, EVERY = 6, 3
 PADDED = {"finetune.rows": 16}
 PACKED = {"finetune.rows": 4, "finetune.pack": 112}
 CUT = {**PADDED, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
@@ -63,7 +63,7 @@ def test_a_problem_keeps_its_tags_until_it_is_due_again(settings, tmp_path, monk
         (arm, model, *_, key), settings = calls[0]
         settings = {**settings, "due": np.ones_like(settings["due"])}
         anew, _ = assign(arm, model, state.params, batch, key, **settings)
-        columns = batch.problem_seed, batch.slot, tags, anew
+        columns = batch.problem_seed, batch.problem, batch.slot, tags, anew
         rows = np.stack([np.asarray(column) for column in columns], axis=1)
         visits.append((len(calls), rows[np.asarray(batch.lengths) > 0].tolist()))
         return sft_update(state, batch, tags, **numbers)
@@ -71,22 +71,23 @@ def test_a_problem_keeps_its_tags_until_it_is_due_again(settings, tmp_path, monk
     assign = assignment.assign
     monkeypatch.setattr(sft.assignment, "assign", scored)
     monkeypatch.setattr(sft, "sft_update", updated)
-    main(configuration(settings, 2), tmp_path / "run")
+    main(configuration(settings, EVERY), tmp_path / "run")
 
     seen, kept, matched, changed = Counter(), {}, [], 0
     for _, rows in visits:
-        examples = {example for example, *_ in rows}
-        due = {example for example in examples if seen[example] % 2 == 0}
-        seen.update(examples)
+        due = {}  # example: which problem of the batch
+        for example, problem in dict.fromkeys((row[0], row[1]) for row in rows):
+            if seen[example] % EVERY == 0:
+                due.setdefault(example, problem)
+            seen[example] += 1
         matched.append(bool(due))
-        # Backwards: of a problem that is in the batch twice, the first copy is matched.
-        for example, slot, _, anew in reversed(rows):
-            if example in due:
+        for example, problem, slot, _, anew in rows:
+            if due.get(example) == problem:
                 kept[example, slot] = anew
-        for example, slot, tag, anew in rows:
+        for example, _, slot, tag, anew in rows:
             assert tag == kept[example, slot]
             changed += tag != anew
-    assert max(seen.values()) >= 3 and 0 < sum(matched) < STEPS
+    assert max(seen.values()) > EVERY and 0 < sum(matched) < STEPS
     assert changed > 0, "matching anew would have given the same tags"
     # What is not matched is not scored, and says nothing of a matching.
     assert [count for count, _ in visits] == np.cumsum(matched).tolist()
@@ -98,7 +99,7 @@ def test_a_problem_keeps_its_tags_until_it_is_due_again(settings, tmp_path, monk
 @pytest.mark.parametrize("settings", [PADDED, pytest.param(CUT, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_within_an_epoch_goes_on(settings, tmp_path, stopped_at):
     """To the very same numbers."""
-    config = configuration(settings, 2)
+    config = configuration(settings, EVERY)
     alone = main(config, tmp_path / "alone")
     cut = stopped_at([("matched", 2)], main, config, tmp_path / "cut")
     assert rows_of(cut) == rows_of(tmp_path / "alone")
@@ -134,13 +135,16 @@ def test_matching_at_every_visit_keeps_nothing(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, after, state.params)
 
 
-def test_due_are_the_visits_0_k_2k_and_a_second_copy_is_no_visit():
-    members = [[0, 1, 2], [2, 0, 2, 1], [1, 2, 0, 0], [0, 2, 1]]
-    assert due_problems(members, 2) == [
-        [True] * 3, [False] * 4, [True, True, True, False], [False] * 3
+def test_due_are_the_visits_0_k_2k_and_one_copy_of_a_batch():
+    epochs = [[0, 1], [2, 1], [2, 0], [0, 1], [2, 2], [0, 1]]  # a new one after every three
+    assert due_problems(epochs, 2) == [
+        [True, True], [True, False], [False, False], [True, True], [True, False], [False, False]
     ]
-    assert due_problems(members, 3) == [[True] * 3, [False] * 4, [False] * 4, [True] * 3]
-    assert due_problems([[3, 3, 4], [5, 3, 4]], 2) == [[True, False, True], [True, False, False]]
+    assert due_problems(epochs, 3) == [
+        [True, True], [True, False], [False, False], [False, False], [False, True], [True, True]
+    ]
+    copies = [[3, 3, 3, 4], [3, 4], [3, 4]]
+    assert due_problems(copies, 2) == [[True, False, False, True], [False, False], [True, True]]
 
 
 @pytest.mark.parametrize("pack", [0, 112])
