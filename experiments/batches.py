@@ -4,8 +4,10 @@
     for batch in plan.batches(first_step): ...
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -22,13 +24,19 @@ class BatchPlan(NamedTuple):
 
     Attributes:
       batches: those from a step on.
-      most_problems: in any of them.
+      members: the indices of the examples in each, from the first on; a batch numbers its problems
+        in this order.
       packing: number and length of the sequences that rows are packed into; None: of no packing.
     """
 
     batches: Callable[[int], Iterator[TraceBatch]]
-    most_problems: int
+    members: list[list[int]]
     packing: tuple[int, int] | None = None
+
+    @property
+    def most_problems(self) -> int:
+        """In any of the batches."""
+        return max(map(len, self.members))
 
 
 def plan_batches(
@@ -51,7 +59,8 @@ def plan_batches(
         collate_packed, examples, rows=-(-most_rows(plan) // share) * share,
         width=pipelines.bucket_lengths(examples, 1)[0], pad_id=pad_id,
     )
-    return BatchPlan(_feed_from(plan, collate), max(map(len, plan)), packing)
+    members = [[placed.index for placed in batch] for batch in plan]
+    return BatchPlan(_feed_from(plan, collate), members, packing)
 
 
 def plan_padded(
@@ -66,7 +75,26 @@ def plan_padded(
     def collate(entry: tuple[int, list[int]]) -> TraceBatch:
         return pipelines.collate(examples, *entry, settings.rows, pad_id)
 
-    return BatchPlan(_feed_from(plan, collate), max(len(members) for _, members in plan))
+    return BatchPlan(_feed_from(plan, collate), [members for _, members in plan])
+
+
+def due_problems(members: Sequence[Sequence[int]], every: int) -> list[list[bool]]:
+    """Which problems of each batch are matched: at their visits 0, `every`, 2 `every`, ...
+
+    Every copy of a problem is a visit, so that visits are epochs. Of the copies in one batch at
+    most one is matched, for all of them.
+
+    Args:
+      members: of a plan, from its first batch on.
+    """
+    visits, due = Counter[int](), []
+    for batch in members:
+        due.append([])
+        for index in batch:
+            matched = index in compress(batch, due[-1])  # already, in this batch
+            due[-1].append(visits[index] % every == 0 and not matched)
+            visits[index] += 1
+    return due
 
 
 def _feed_from(

@@ -15,12 +15,13 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from experiments import launch, sources
-from experiments.batches import plan_batches
+from experiments.batches import due_problems, plan_batches
 from reasoning.data import pipelines
 from reasoning.data.corpora import Corpus
 from reasoning.data.formats import TextFormat
@@ -52,7 +53,7 @@ Updated = tuple[TrainState, dict[str, jax.Array]]
 
 COUNTS = (
     "seeds", "pretrain.problems", "pretrain.buckets", "finetune.problems",
-    "finetune.buckets", "loss.match_tokens", "evaluation.problems",
+    "finetune.buckets", "loss.match_tokens", "loss.match_every", "evaluation.problems",
     "evaluation.validation_problems", "evaluation.samples_per_tag",
 )
 
@@ -283,20 +284,29 @@ def train(
     plan = plan_batches(examples, settings, seed, setup.text_format.pad_id, setup.mesh)
     # On a mesh every row is scored under every tag for itself.
     num_problems = plan.most_problems if setup.mesh is None else None
+    keeps = arm == "matched" and loss.match_every > 1
+    schedule = due_problems(plan.members, loss.match_every) if keeps else None
 
     def update(state: TrainState, step: int, batch: pipelines.TraceBatch) -> Updated:
-        batch = shard_rows(batch, setup.mesh)
-        tags, matching = assignment.assign(
-            arm,
-            setup.model,
-            state.params,
-            batch,
-            jax.random.fold_in(key, jax.device_put(np.uint32(step))),
-            num_traces=setup.task.num_traces,
-            prefix=longest_prompt + 1 + loss.match_tokens,
-            match_tokens=loss.match_tokens,
-            num_problems=num_problems,
-        )
+        due = np.take(schedule[step], batch.problem) if keeps else None
+        tags, matching, matches = None, {}, not keeps or due.any()
+        batch, due = shard_rows((batch, due), setup.mesh)
+        if matches:
+            tags, matching = assignment.assign(
+                arm,
+                setup.model,
+                state.params,
+                batch,
+                jax.random.fold_in(key, jax.device_put(np.uint32(step))),
+                num_traces=setup.task.num_traces,
+                prefix=longest_prompt + 1 + loss.match_tokens,
+                match_tokens=loss.match_tokens,
+                num_problems=num_problems,
+                due=due,
+            )
+        if keeps:
+            tags, kept = assignment.keep_tags(state.kept_tags, batch, due, tags)
+            state = state.replace(kept_tags=kept)
         state, metrics = sft_update(
             state,
             batch,
@@ -312,6 +322,10 @@ def train(
 
     name = name or ("base" if phase == "pretrain" else arm)
     state = init_state(params, optimizer)
+    if keeps:
+        state = state.replace(
+            kept_tags=jnp.zeros((len(examples), setup.task.num_traces), jnp.int32)
+        )
     return train_steps(run, state, plan.batches, update, settings, name, seed)
 
 

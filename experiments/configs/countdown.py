@@ -114,6 +114,7 @@ def loss_settings() -> ml_collections.ConfigDict:
     loss.reduction = "token_mean"  # or sequence_mean, set_sum
     loss.tag_is_label = True  # the policy also learns to write the tag
     loss.match_tokens = 30  # L: trace tokens that the matching cost reads
+    loss.match_every = 1  # epochs from one matching of a problem to the next; only in arm matched
     loss.tag_noise = 1.0  # how far apart the tags start, in embedding deviations
     return loss
 

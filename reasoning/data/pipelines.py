@@ -38,7 +38,8 @@ class TraceBatch:
       fork: `[N]` int32 position of the strategy tag.
       problem: `[N]` int32 which problem of the global batch the row belongs to, from 0.
       slot: `[N]` int32 which of its problem's traces the row is, in 0..M-1.
-      problem_seed: `[N]` uint32 a number of the problem's own, for draws per problem.
+      problem_seed: `[N]` uint32 a number of the problem's own, for draws per problem and what is
+        kept of it: the example's index.
       sequence, offset: `[N]` int32, where the row begins in a packed batch
         (`reasoning.data.packing`); None where every row stands alone.
     """

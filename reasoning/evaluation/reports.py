@@ -284,7 +284,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     Of several seeds: their mean, in a band from the smallest to the largest.
 
     Args:
-      metrics: the lines of metrics.jsonl; every seed of a phase has the same steps.
+      metrics: the lines of metrics.jsonl; shown are the steps that every seed of a phase has.
     """
     figure = _curves(metrics, LEARNING)
     figure.axes[0].set_yscale("log")
@@ -327,15 +327,16 @@ def _curves(metrics: Sequence[Mapping[str, Any]], shown: Mapping[str, str]) -> F
 
 
 def _by_seed(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps done `[T]` and the metric of that name `[seeds, T]`.
+    """Steps done `[T]` that all seeds have, and the metric of that name `[seeds, T]`.
 
     A training metric belongs to the end of its step, a validation metric to the start.
     """
     seeds = dict.fromkeys(row["seed"] for row in rows)
-    each = [[row for row in rows if row["seed"] == seed] for seed in seeds]
-    values = np.array([[row[name] for row in of_seed] for of_seed in each])
+    each = [{row["step"]: row[name] for row in rows if row["seed"] == seed} for seed in seeds]
+    steps = [step for step in each[0] if all(step in of_seed for of_seed in each)]
     done = 0 if name.startswith("validation/") else 1
-    return np.array([row["step"] + done for row in each[0]]), values
+    values = np.array([[of_seed[step] for step in steps] for of_seed in each])
+    return np.array(steps) + done, values
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ import optax
 
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning.losses import token_nll
+from reasoning.models.axes import constrain
 from reasoning.models.cache import init_cache, take_rows
 from reasoning.models.config import ModelConfig
 from reasoning.models.logits import map_logits
@@ -212,6 +213,7 @@ def assign(
     prefix: int,
     match_tokens: int,
     num_problems: int | None = None,
+    due: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Tags `[N]` of a batch's rows under an arm, and the arm's metrics.
 
@@ -219,9 +221,12 @@ def assign(
       key: consumed by `random`.
       num_traces: M, the most traces that a problem has.
       prefix, match_tokens, num_problems: see `matching_costs`.
+      due: `[N]` bool, which rows `matched` is to match, whole problems; the tags of the others
+        mean nothing. None: all.
 
     Returns:
-      the tags, and for `matched` its `matching_entropy` and `matching_cost` (nats per token).
+      the tags, and for `matched` its `matching_entropy` and `matching_cost` (nats per token), of
+      the rows that are due.
     """
     num_rows, num_tags = batch.tokens.shape[0], config.num_strategies
     if arm == "mixed":
@@ -230,6 +235,8 @@ def assign(
         return jnp.asarray(batch.slot), {}
     if arm == "random":
         return random_injection(batch, num_tags, key), {}
+    if due is not None:
+        batch = batch.replace(lengths=jnp.where(due, batch.lengths, 0))  # the others: as padding
     costs = matching_costs(config, params, batch, prefix, match_tokens, num_problems)
     tags = match_rows(costs, batch, num_traces)
     exists = batch.lengths > 0
@@ -238,3 +245,24 @@ def assign(
         "matching_entropy": matching_entropy(costs, batch, match_tokens),
         "matching_cost": jnp.sum(paid * exists) / jnp.maximum(exists.sum(), 1),
     }
+
+
+@jax.jit
+def keep_tags(
+    kept: jax.Array, batch: TraceBatch, due: jax.Array, tags: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The tags of rows that are due go into the table of kept ones, those of all rows come from it.
+
+    Args:
+      kept: `[E, M]` int32, of E examples' traces; `problem_seed` is an example's index.
+      due, tags: `[N]`, as `assign` takes and returns them; no tags where no row is due.
+
+    Returns:
+      tags `[N]` of the batch's rows, and the table.
+    """
+    if tags is not None:
+        written = due & (batch.lengths > 0)
+        example = jnp.where(written, batch.problem_seed, len(kept))  # out of range: dropped
+        kept = kept.at[example, batch.slot].set(tags, mode="drop")
+        kept = constrain(kept, None, None)  # on a mesh every device has all of it
+    return kept[batch.problem_seed, batch.slot], kept

@@ -24,11 +24,16 @@ from reasoning.models.transformer import Transformer
 
 @flax.struct.dataclass
 class TrainState:
-    """What an update changes: parameters, optimizer state, and the scalar int32 step."""
+    """What an update changes: parameters, optimizer state, and the scalar int32 step.
+
+    `kept_tags` `[E, M]` int32 are those of E examples' traces where they outlive a step
+    (`reasoning.learning.assignment.keep_tags`); None: nowhere.
+    """
 
     params: Any
     opt_state: Any
     step: jax.Array
+    kept_tags: Any = None
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -69,7 +74,8 @@ def apply_gradient(
 ) -> TrainState:
     """The state after one step of the optimizer."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(params=params, opt_state=opt_state, step=state.step + 1)
 
 
 @flax.struct.dataclass

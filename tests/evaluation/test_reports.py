@@ -262,6 +262,16 @@ def test_learning_curves_of_several_seeds_are_mean_and_range():
     assert len(entropy.lines) == len(entropy.collections) == 1
 
 
+def test_learning_curves_of_several_seeds_show_the_steps_that_all_have():
+    rows = metrics(0, 1)
+    for row in rows:
+        if (row["seed"], row["step"]) in {(0, 1), (1, 2)}:
+            row.pop("matching_entropy", None)
+    nll, _, entropy = learning_curves(rows).axes
+    assert [line.get_xdata().tolist() for line in nll.lines] == [[1, 2, 3, 4]] * 2
+    assert entropy.lines[0].get_xdata().tolist() == [1, 4]
+
+
 def test_a_metric_that_no_phase_has_gets_no_panel():
     rows = [{"phase": "mixture", "step": step, "seed": 0, "trace_nll": 2.0} for step in range(3)]
     (panel,) = learning_curves(rows).axes

@@ -126,6 +126,7 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
         ("finetune.buckets", 0, "finetune.buckets=0"),
         ("finetune.learning_rate", 0.0, "learning_rate=0.0"),
         ("loss.match_tokens", 0, "loss.match_tokens=0"),
+        ("loss.match_every", 0, "loss.match_every=0"),
         ("loss.tag_noise", -1.0, "loss.tag_noise=-1.0"),
         ("evaluation.samples_per_tag", 0, "evaluation.samples_per_tag=0"),
         ("loss.reduction", "median", "reduction='median'"),
