@@ -97,7 +97,7 @@ def training_settings() -> ml_collections.ConfigDict:
     training.rows = 32
     training.buckets = 3  # row lengths that batches are padded to
     training.pack = 0  # or rows lie side by side in `rows` sequences of so many tokens
-    training.microbatches = 1  # parts of a batch whose gradients are added up
+    training.microbatches = 2  # parts of a batch, their gradients added up: quicker on a CPU
     training.optimizer = "muon"
     training.learning_rate = 1e-2
     training.warmup_steps = 20

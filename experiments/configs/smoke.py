@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.preset = "0.01m"
     for phase in (config.pretrain, config.finetune):
         phase.steps, phase.problems, phase.rows, phase.buckets = 6, 100, 16, 1
+        phase.microbatches = 1
     for rl in (config.rl, config.grpo, config.gfpo, config.t1):
         rl.prompts, rl.samples, rl.problems, rl.validate_every = 4, 4, 50, 1
         rl.microbatches = 1
