@@ -7,7 +7,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import compress
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -89,11 +88,13 @@ def due_problems(members: Sequence[Sequence[int]], every: int) -> list[list[bool
     """
     visits, due = Counter[int](), []
     for batch in members:
-        due.append([])
+        row, matched = [], set()
         for index in batch:
-            matched = index in compress(batch, due[-1])  # already, in this batch
-            due[-1].append(visits[index] % every == 0 and not matched)
+            row.append(visits[index] % every == 0 and index not in matched)
+            if row[-1]:
+                matched.add(index)
             visits[index] += 1
+        due.append(row)
     return due
 
 

@@ -89,7 +89,7 @@ def rl_config(
     """What an RL step is compiled for, from `config.rl` or a section like it.
 
     Args:
-      early_exit: let the sampler end when every row has.
+      early_exit: of `RolloutConfig`; not where seeds are vmapped.
 
     Raises:
       ValueError: what cannot work, in one sentence.

@@ -1,4 +1,4 @@
-"""The files of a run directory: their names, and how their JSON is read.
+"""The files of a run directory: their names, and readers that say what is wrong with one.
 
 What writes a run (`reasoning.runtime`) and what looks at it (`reasoning.evaluation.records`) share
 them.

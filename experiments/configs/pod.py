@@ -53,7 +53,6 @@ def get_config(kind: str = "v5p") -> ml_collections.ConfigDict:
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = pod.data, pod.fsdp, pod.tensor
     for phase in (config.pretrain, config.finetune):
         phase.optimizer, phase.learning_rate, phase.rows = "adamw", 1e-5, pod.rows
-        phase.microbatches = 1
     config.rl = countdown.rl_settings()
     config.rl.algorithm = "grpo"
     config.rl.learning_rate = 1e-6

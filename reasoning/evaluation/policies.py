@@ -9,6 +9,7 @@ Axes: P problems, R samples of each (tag-major: all samples of tag 0 first), S s
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from reasoning.rewards.host import HostFunction
 from reasoning.sampling.allocation import interleave
 from reasoning.sampling.budgets import Budget
 from reasoning.sampling.filters import Filters
-from reasoning.sampling.sampler import pad_prompts, sequence_keys
+from reasoning.sampling.sampler import pad_prompts, sample, sequence_keys
 from reasoning.sampling.slots import rows_at_a_time, sampler_for
 
 
@@ -164,8 +165,10 @@ def sample_problems(
         rows = len(index)
         counts = jax.tree.map(lambda n: jnp.broadcast_to(n, (rows, len(tags))), budget)
         sequences = rows * len(tags)
-        num_slots = rows_at_a_time(sequences) if budget is None else None  # slots know no budget
-        samples = sampler_for(sequences, num_slots, budget=counts)(
+        draw_all = sampler_for(sequences, rows_at_a_time(sequences))
+        if counts is not None:  # slots know no budget
+            draw_all = partial(sample, budget=counts)
+        samples = draw_all(
             policy.params,
             ids,
             mask,

@@ -144,7 +144,7 @@ def _nll_by_problems(
     cache = take_rows(cache, batch.problem, config)  # each trace's, shared by its tags
     places, labels = (jnp.repeat(x, num_tags, axis=0) for x in (places, labels))
     hidden, _ = Transformer(config).apply(
-        params, traces, positions=places, before=cache, head=False
+        params, traces, positions=places, prefix=cache, head=False
     )
     nll = map_logits(token_nll, config, params, hidden, labels)
     return nll.reshape(num_rows, num_tags, -1)

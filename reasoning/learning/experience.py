@@ -67,10 +67,9 @@ class Experience:
 
 
 def part_lengths(batch: Experience, config: RLConfig) -> list[int]:
-    """How many positions a part may be cut to, the last of them all N.
+    """How many positions a part may be cut to, in ascending order; the last is N.
 
-    All alone on a mesh, whose devices keep their rows, and where seeds are vmapped, which would
-    compute a part at every length.
+    N alone on a mesh, whose devices keep their rows, and without `rollout.early_exit`.
     """
     length = batch.tokens.shape[2]
     count = min(max(length // LEAST_CUT, 1), MOST_CUTS)
@@ -86,7 +85,7 @@ def split_by_length(batch: Experience, num_parts: int) -> tuple[Experience, jax.
       the parts, each sample as the only one of its prompt, and the order of samples `[P G]`.
     """
     num_samples = batch.tokens.shape[1]
-    of_prompts = {"prompts": batch.prompts, "sound": batch.sound, "tag_values": batch.tag_values}
+    of_prompts = {"prompts": batch.prompts, "sound": batch.sound}
     repeat = partial(jnp.repeat, repeats=num_samples, axis=0)
     rows = jax.tree.map(
         lambda x: x.reshape(-1, 1, *x.shape[2:]), batch.replace(**dict.fromkeys(of_prompts))
@@ -245,7 +244,10 @@ def read_rollouts(prompts: PromptBatch, rollouts: Rollouts, algorithm: Algorithm
 def _score(
     params: Any, read: Experience, config: RLConfig, filters: Filters | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """`score` of one microbatch after another, which bounds its memory; 0 behind trained tokens."""
+    """`score` of one microbatch after another, which bounds its memory.
+
+    Read it under the mask: behind a part's longest sample it may be 0.
+    """
 
     def of_part(part: Experience) -> tuple[jax.Array, jax.Array]:
         return score(params, part.prompts, part.tokens, part.given, config, filters)

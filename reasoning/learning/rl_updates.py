@@ -57,7 +57,7 @@ def _token_objective(
     """The loss of a part of a minibatch; the parts' losses add up to the minibatch's."""
     algorithm = config.algorithm
     log_probs, entropy = score(params, part.prompts, part.tokens, part.given, config)
-    log_probs = jnp.where(part.mask > 0, log_probs, 0.0)  # as the others, which know no more
+    log_probs = jnp.where(part.mask > 0, log_probs, 0.0)  # as the others' may be
     old = jax.lax.stop_gradient(log_probs) if config.on_policy else part.old_log_probs
     rows = [x.reshape(-1, x.shape[-1]) for x in (log_probs, old, part.advantages, part.mask)]
     loss, metrics = losses.policy_loss(algorithm.surrogate, *rows)
@@ -115,7 +115,8 @@ def _gradient(
 ) -> tuple[Any, jax.Array, Metrics]:
     """Gradient, loss and metrics of a minibatch, its parts one after another.
 
-    Samples of like lengths stand in a part, which reads no further than the longest of them.
+    Where `part_lengths` names several, samples of like lengths stand in a part, which reads no
+    further than the longest of them; else a part is whole prompts.
     """
     value_and_grad = partial(jax.value_and_grad(objective, has_aux=True), params)
     lengths = part_lengths(batch, config)

@@ -101,7 +101,8 @@ class RolloutConfig:
       num_samples: G.
       max_new_tokens: N, tag and <eos> included.
       tags: "own" (the policy draws them) or "stratified" (every tag equally often).
-      early_exit: end the sampler's loop when every row has ended (not under vmap).
+      early_exit: end the sampler's loop when every row has ended, and let an update's parts be as
+        long as their samples; not under vmap, which would compute every length.
       num_slots: rows that are sampled at a time, each going on with the next sample when its own
         has ended (not under vmap, nor on a mesh); None: a row for every sample.
       temperature, top_k, top_p, min_p: the distribution that is sampled from, and trained.

@@ -136,7 +136,7 @@ def split_rows(tree: Any, num_parts: int) -> Any:
     """Arrays `[B, ...]` as `[num_parts, B / num_parts, ...]`: the microbatches.
 
     Every part takes its rows from all over the batch: on a mesh, some of each device's. (Those of
-    reinforcement learning are whole prompts, `reasoning.learning.scoring.split_parts`.)
+    reinforcement learning are cut by `reasoning.learning.scoring.split_parts`.)
     """
     return jax.tree.map(
         lambda x: jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1), tree

@@ -103,21 +103,23 @@ def attend(
     return read.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
-def attend_after(
+def attend_with_prefix(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    before: tuple[jax.Array, jax.Array],
+    prefix: tuple[jax.Array, jax.Array],
     mask: jax.Array,
     scale: float,
     cap: float | None,
 ) -> jax.Array:
-    """`attend` to what R rows share, which is read once for all of them, and to each row's own.
+    """`attend` to a prefix that R rows share, read once for all of them, and to each row's own.
+
+    Both have their scores under one softmax. (Hydragen, 2402.05099, shares prefixes so.)
 
     Args:
       q: `[B R, T, N, H]`.
       k, v: `[B R, K, C, H]`, of each row.
-      before: keys and values `[B, K, P, H]`, each row's shared by R rows, one behind the other.
+      prefix: keys and values `[B, K, P, H]`, each row's shared by R rows, one behind the other.
       mask: `[B R, T, P + C]`, True where a query may look.
       scale, cap: as of `attend`.
 
@@ -125,7 +127,7 @@ def attend_after(
       `[B R, T, N, H]`.
     """
     num_rows, length, heads, width = q.shape
-    batch, num_kv, slots = before[0].shape[:3]
+    batch, num_kv, slots = prefix[0].shape[:3]
     q = q.swapaxes(1, 2).reshape(num_rows, num_kv, -1, width)
 
     def as_one(x: jax.Array) -> jax.Array:
@@ -139,14 +141,14 @@ def attend_after(
         return x.swapaxes(1, 2).reshape(num_rows, num_kv, -1, x.shape[-1])
 
     product = partial(jnp.einsum, "bkqh,bkch->bkqc", preferred_element_type=jnp.float32)
-    scores = [apart(product(as_one(q), before[0])), product(q, k)]
+    scores = [apart(product(as_one(q), prefix[0])), product(q, k)]
     scores = jnp.concatenate(scores, axis=-1)
     shape = num_rows, num_kv, heads // num_kv, length, scores.shape[-1]
     scores = soft_cap(scores.reshape(shape) * scale, cap)
     scores = jnp.where(mask[:, None, None], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*q.shape[:3], -1)
     mix = partial(jnp.einsum, "bkqc,bkch->bkqh")
-    read = apart(mix(as_one(weights[..., :slots]), before[1])) + mix(weights[..., slots:], v)
+    read = apart(mix(as_one(weights[..., :slots]), prefix[1])) + mix(weights[..., slots:], v)
     return read.reshape(num_rows, heads, length, width).swapaxes(1, 2)
 
 

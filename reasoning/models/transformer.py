@@ -22,8 +22,8 @@ from jax.sharding import PartitionSpec
 from reasoning.models import strategies
 from reasoning.models.attention import (
     attend,
-    attend_after,
     attend_to_self,
+    attend_with_prefix,
     attention_scale,
     soft_cap,
 )
@@ -133,12 +133,12 @@ class Attention(nn.Module):
         mask: jax.Array,
         segment_ids: jax.Array,
         cache: tuple[jax.Array, jax.Array] | None,
-        before: tuple[jax.Array, jax.Array] | None,
+        prefix: tuple[jax.Array, jax.Array] | None,
         slot: jax.Array | None,
         frequencies: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Attend from `[B, T, D]` to itself, or to the cache with itself written at `slot`; and to
-        what stands before."""
+        the prefix."""
         config = self.config
         d_model, heads, width = config.d_model, config.num_heads, config.head_dim
         kv_shape = (d_model, config.num_kv_heads, width)
@@ -175,9 +175,9 @@ class Attention(nn.Module):
         out = self.param(
             "output", _kernel(out_std, "heads", "head_dim", "embed"), (heads, width, d_model)
         )
-        if before is not None:
+        if prefix is not None:
             scale, cap = attention_scale(config), config.attention_softcap
-            read = attend_after(q, k, v, before, mask, scale, cap)
+            read = attend_with_prefix(q, k, v, prefix, mask, scale, cap)
         elif cache is None:
             read = attend_to_self(q, k, v, mask, segment_ids, config)
         else:
@@ -217,7 +217,7 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         cache: tuple[jax.Array, jax.Array] | None,
-        before: tuple[jax.Array, jax.Array] | None,
+        prefix: tuple[jax.Array, jax.Array] | None,
         kind: LayerKind,
         positions: jax.Array,
         mask: jax.Array,
@@ -239,7 +239,7 @@ class Block(nn.Module):
             mask = mask & (distances < kind.window)
         normed = RMSNorm(config, name="attention_norm")(x)
         update, cache = Attention(config, name="attention")(
-            normed, positions, mask, segment_ids, cache, before, slot, kind.frequencies
+            normed, positions, mask, segment_ids, cache, prefix, slot, kind.frequencies
         )
         x = constrain(x + branch("attention", update), *STREAM)
         normed = RMSNorm(config, name="feed_forward_norm")(x)
@@ -273,7 +273,7 @@ class Transformer(nn.Module):
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         cache: KVCache | None = None,
-        before: KVCache | None = None,
+        prefix: KVCache | None = None,
         num_scored: int | None = None,
         head: bool = True,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -287,9 +287,9 @@ class Transformer(nn.Module):
             cache's slots) if left out, which is right for rows that are not packed. With a cache
             they also say what comes before a token.
           cache: what was read before these tokens; None reads from the start.
-          before: what was read before both, of fewer rows, each shared by as many of the tokens'
-            rows, which stand one behind the other. It is not extended. Positions say what comes
-            before a token.
+          prefix: what was read before both, of fewer rows, each shared by as many of the tokens'
+            rows, which stand one behind the other. It is not extended. `positions` must then be
+            given, and say what comes before a token.
           num_scored: score only so many last positions (`[B, num_scored, V+S]`): prefill needs
             one, a completion after its prompt its own.
           head: False returns the normed hidden states `[B, T, D]` in place of the logits.
@@ -298,7 +298,7 @@ class Transformer(nn.Module):
           logits `[B, T, V+S]` float32, and the extended cache (None without one).
 
         Raises:
-          ValueError: rows longer than the model's max_length.
+          ValueError: rows longer than the model's max_length; a prefix without positions.
         """
         config = self.config
         batch, length = tokens.shape
@@ -307,6 +307,8 @@ class Transformer(nn.Module):
                 f"max_length={config.max_length}: the rows have {length} tokens; raise it, or "
                 "choose shorter traces."
             )
+        if prefix is not None and positions is None:
+            raise ValueError("prefix: a token's place behind it is not known; pass positions.")
         if segment_ids is None:
             segment_ids = jnp.ones((batch, length), jnp.int32)
         if positions is None:
@@ -318,12 +320,12 @@ class Transformer(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=1)
                 for old, new in zip((cache.segment_ids, cache.positions), keys, strict=True)
             )
-        if before is not None:
+        if prefix is not None:
             seen = tuple(
                 jnp.concatenate([jnp.repeat(old, batch // old.shape[0], axis=0), new], axis=1)
-                for old, new in zip((before.segment_ids, before.positions), keys, strict=True)
+                for old, new in zip((prefix.segment_ids, prefix.positions), keys, strict=True)
             )
-        if cache is None and before is None:
+        if cache is None and prefix is None:
             places = jnp.arange(length)
             distances = (places[:, None] - places[None])[None]  # [1, T, T]
         else:
@@ -354,7 +356,7 @@ class Transformer(nn.Module):
 
         slot = None if cache is None else cache.length
         shared = positions, mask, segment_ids, distances if any(config.windows) else None, slot
-        x, keys_values = self._layers(x, cache, before, shared)
+        x, keys_values = self._layers(x, cache, prefix, shared)
         if cache is not None:
             cache = KVCache(*keys_values, *keys, cache.length + length)
         kept = length if num_scored is None else num_scored
@@ -374,14 +376,14 @@ class Transformer(nn.Module):
         return soft_cap(strategies.score(*heads, x), config.final_softcap), cache
 
     def _layers(
-        self, x: jax.Array, cache: KVCache | None, before: KVCache | None, shared: tuple
+        self, x: jax.Array, cache: KVCache | None, prefix: KVCache | None, shared: tuple
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """Run all blocks; returns `[B, T, D]` and the new (keys, values) of the cache.
 
         `shared` is what a block is given from `positions` on.
         """
         config, block, kinds = self.config, _block_class(self.config), layer_kinds(self.config)
-        caches = [None if c is None else (c.keys, c.values) for c in (cache, before)]
+        caches = [None if c is None else (c.keys, c.values) for c in (cache, prefix)]
         if config.scan_layers:
             scan = nn.scan(
                 block,

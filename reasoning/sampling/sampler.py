@@ -143,9 +143,9 @@ def sample(
     logits, cache = prefill(config, params, prompts, prompt_mask)
     logits = jnp.repeat(logits, num_samples, axis=0)
     if num_samples == 1 or in_force():  # on a mesh rows are cut over devices: a copy for each
-        before, cache = None, repeat_rows(cache, num_samples, config)
+        prefix, cache = None, repeat_rows(cache, num_samples, config)
     else:
-        before, cache = cache, init_cache(config, tags.size, 0)
+        prefix, cache = cache, init_cache(config, tags.size, 0)
     prompt_lengths = jnp.repeat(prompt_mask.sum(axis=1), num_samples)
     tags, keys = tags.reshape(-1), keys.reshape(-1)
     num_rows = tags.shape[0]
@@ -179,7 +179,7 @@ def sample(
         done |= ends_at(token, stop_ids)
         logits, cache = model.apply(
             params, token[:, None], positions=(prompt_lengths + t)[:, None], cache=cache,
-            before=before,
+            prefix=prefix,
         )
         return t + 1, logits[:, 0], cache, done, thinking, written
 
@@ -201,7 +201,7 @@ def sample(
     stages = [max_new_tokens] if in_force() else cache_stages(max_new_tokens)
     for end in stages:
         t, logits, cache, *rest = carry
-        slots = end + (prompt_length if before is None else 0)
+        slots = end + (prompt_length if prefix is None else 0)
         carry = t, logits, grow_cache(cache, slots), *rest
         carry = jax.lax.while_loop(partial(unfinished, end), step, carry)
     *_, done, _, written = carry

@@ -46,16 +46,16 @@ def rows_at_a_time(num_sequences: int) -> int:
 
 
 def sampler_for(
-    num_sequences: int, num_slots: int | None, **plain: Any
+    num_sequences: int, num_slots: int | None, early_exit: bool = True
 ) -> Callable[..., Samples]:
     """`sample_in_slots` where there are fewer rows than sequences, and no mesh; else `sample`.
 
     Args:
       num_slots: rows at a time; None: one for every sequence.
-      plain: keyword arguments of `sample` alone.
+      early_exit: of `sample`; slots always end early.
     """
     if num_slots is None or num_slots >= num_sequences or in_force():
-        return partial(sample, **plain)
+        return partial(sample, early_exit=early_exit)
     return partial(sample_in_slots, num_slots=num_slots)
 
 

@@ -553,19 +553,27 @@ def test_parts_of_a_batch_add_up_to_it(
     same(state.params, runs[1][0].params, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("preset", "epochs"), [("grpo", 1), ("gspo", 2), ("ppo", 2)])
+@pytest.mark.parametrize(
+    ("preset", "epochs"), [("grpo", 1), ("gspo", 2), ("ppo", 2), ("entropy", 1)]
+)
 def test_parts_that_are_cut_to_their_samples_compute_the_same(
     preset, epochs, rl_config, tiny_params, other_params, made_up, improve, same, monkeypatch
 ):
     monkeypatch.setattr(experience, "LEAST_CUT", 1)
     overrides = {} if preset == "ppo" else dict(kl_coef=0.3, entropy_coef=0.2)
+    if preset == "entropy":
+        preset, overrides = "dapo", dict(top_entropy=0.5, mask_truncated=True)
     make = functools.partial(
+        # Nothing reads forbidden ids here; other tests' programs were compiled without the patch.
         rl_config, preset, overrides, num_microbatches=2, forbidden_ids=(7,), num_epochs=epochs,
         num_minibatches=epochs,
     )
     rollouts = made_up()
-    # An impossible token behind the end: log-probs that no one may read.
-    rollouts = rollouts.replace(tokens=jnp.where(rollouts.mask, rollouts.tokens, 3))
+    # Behind the end stands another token than padding, and log-probs that no one may read.
+    rollouts = rollouts.replace(
+        tokens=jnp.where(rollouts.mask, rollouts.tokens, 3),
+        log_probs=jnp.where(rollouts.mask, rollouts.log_probs, -200.0),
+    )
     whole, whole_metrics = improve(
         make(rollout=dict(early_exit=False)), tiny_params, rollouts, reference=other_params
     )

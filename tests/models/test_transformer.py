@@ -322,8 +322,10 @@ def test_rows_that_share_what_stands_before_them_are_the_full_forward_pass(
         forward(config, params, np.concatenate([prompts[i // 2, i // 2 :], own[i]])[None])[0, -5:]
         for i in range(4)
     ]
+    with pytest.raises(ValueError, match=r"^prefix: .* pass positions\."):
+        Transformer(config).apply(params, own, prefix=before)
     places = np.array([4, 4, 3, 3])[:, None] + np.arange(5)
-    after = jax.jit(functools.partial(Transformer(config).apply, params, before=before))
+    after = jax.jit(functools.partial(Transformer(config).apply, params, prefix=before))
     logits, cache = after(own, positions=places)
     assert cache is None
     np.testing.assert_allclose(logits, expected, atol=1e-5)
