@@ -23,7 +23,7 @@ from reasoning.models.axes import in_force
 from reasoning.sampling.filters import Filters
 
 Result = TypeVar("Result")
-LEAST_CUT, MOST_CUTS = 16, 4  # a part's program is compiled once for each length it may be cut to
+LEAST_CUT, MOST_CUTS = 16, 3  # a part's program is compiled once for each length it may be cut to
 
 
 @flax.struct.dataclass
