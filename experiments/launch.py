@@ -81,7 +81,7 @@ def refuse(error: object) -> NoReturn:
         error = error.args[0]
     if isinstance(error, OSError) and error.filename:
         error = f"{error.filename}: {error.strerror}; mend that, and the same command goes on."
-    if isinstance(error, flags.IllegalFlagValueError):
+    if isinstance(error, flags.IllegalFlagValueError) and "Traceback" not in str(error):
         usage.refuse(error)
     message = _no_key(error) if isinstance(error, KeyError) else str(error).strip()
     if "Traceback" in message:

@@ -5,14 +5,14 @@
 
 import functools
 import linecache
-import runpy
 import sys
 import tokenize
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 
 def meanings(file: str) -> dict[str, str]:
@@ -24,7 +24,8 @@ def meanings(file: str) -> dict[str, str]:
     Args:
       file: a configuration's file that loads, or FILE:PRESET.
     """
-    path, _, preset = file.partition(":")
+    loading = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=loading)
     found: dict[tuple[int, str], str] = {}
     sections, set_item = [], ConfigDict.__setitem__  # kept, so that no other has their ids
 
@@ -45,8 +46,8 @@ def meanings(file: str) -> dict[str, str]:
                 yield prefix + key, found[id(section), key]
 
     with patch.object(ConfigDict, "__setitem__", note):
-        config = runpy.run_path(path)["get_config"](*([preset] if preset else []))
-    return dict(walk(config))
+        loading(["", f"--config={file}"])
+    return dict(walk(loading["config"].value))
 
 
 @functools.cache

@@ -69,11 +69,12 @@ class Experience:
 def part_lengths(batch: Experience, config: RLConfig) -> list[int]:
     """How many positions a part may be cut to, in ascending order; the last is N.
 
-    N alone on a mesh, whose devices keep their rows, and without `rollout.early_exit`.
+    N alone where all samples are one part, on a mesh, whose devices keep their rows, and without
+    `rollout.early_exit`.
     """
     length = batch.tokens.shape[2]
     count = min(max(length // LEAST_CUT, 1), MOST_CUTS)
-    if in_force() or not config.rollout.early_exit:
+    if config.num_microbatches == 1 or in_force() or not config.rollout.early_exit:
         count = 1
     return [-(-length * (i + 1) // count) for i in range(count)]
 
