@@ -131,7 +131,7 @@ def report(
         "tokens_per_s": round(tokens / median),
         "median_s": round(median, 4),
         "laps": [round(lap, 4) for lap in later],
-        "first_s": round(first, 2),
+        "first_s": round(first, 4),
         "jax": jax.__version__,
         "load1": round(os.getloadavg()[0], 2),
         **more,

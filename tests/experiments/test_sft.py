@@ -103,7 +103,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
             sft.pretrain(run, setup, data, config, 0)
 
     def examples(setup):
-        return practice_examples(setup.task, setup.tokenizer, 0, config.pretrain.problems)
+        return practice_examples(setup.task, setup.text_format, 0, config.pretrain.problems)
 
     alone, cut = dict(data=1, fsdp=1, tensor=1), dict(data=2, fsdp=2, tensor=2)
     run_on(alone, "alone")
