@@ -91,16 +91,25 @@ def attend(
       `[B, T, N, H]`.
     """
     batch, length, heads, width = q.shape
-    num_kv, slots = k.shape[1:3]
+    num_kv = k.shape[1]
     # The queries of a group as rows of one matrix, heads before tokens: on a CPU the gradient of
     # products in any other order of axes takes twice as long.
     q = q.swapaxes(1, 2).reshape(batch, num_kv, -1, width)
     scores = jnp.einsum("bkqh,bkch->bkqc", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, num_kv, heads // num_kv, length, slots)
-    scores = jnp.where(mask[:, None, None], soft_cap(scores * scale, cap), -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    read = jnp.einsum("bkqc,bkch->bkqh", weights.reshape(batch, num_kv, -1, slots), v)
+    weights = _weights(scores, mask, scale, cap).astype(v.dtype)
+    read = jnp.einsum("bkqc,bkch->bkqh", weights, v)
     return read.reshape(batch, heads, length, width).swapaxes(1, 2)
+
+
+def _weights(scores: jax.Array, mask: jax.Array, scale: float, cap: float | None) -> jax.Array:
+    """Softmax over C of the products `[B, K, Q, C]` of a group's queries, Q = N / K T of them.
+
+    Args:
+      mask, scale, cap: as of `attend`.
+    """
+    grouped = scores.reshape(*scores.shape[:2], -1, *mask.shape[1:])
+    grouped = jnp.where(mask[:, None, None], soft_cap(grouped * scale, cap), -1e30)
+    return jax.nn.softmax(grouped, axis=-1).reshape(scores.shape)
 
 
 def attend_with_prefix(
@@ -143,10 +152,7 @@ def attend_with_prefix(
     product = partial(jnp.einsum, "bkqh,bkch->bkqc", preferred_element_type=jnp.float32)
     scores = [apart(product(as_one(q), prefix[0])), product(q, k)]
     scores = jnp.concatenate(scores, axis=-1)
-    shape = num_rows, num_kv, heads // num_kv, length, scores.shape[-1]
-    scores = soft_cap(scores.reshape(shape) * scale, cap)
-    scores = jnp.where(mask[:, None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(*q.shape[:3], -1)
+    weights = _weights(scores, mask, scale, cap).astype(v.dtype)
     mix = partial(jnp.einsum, "bkqc,bkch->bkqh")
     read = apart(mix(as_one(weights[..., :slots]), prefix[1])) + mix(weights[..., slots:], v)
     return read.reshape(num_rows, heads, length, width).swapaxes(1, 2)
