@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reasoning.data.tasks import countdown
 from reasoning.data.tasks.base import Trace, parse_completion
 from reasoning.data.tasks.countdown import Countdown, CountdownProblem, split_steps
 
@@ -444,6 +445,20 @@ def test_samples_stay_what_they_were():
     ]
     rare = Countdown(size=2, largest=1)  # one target in 20 can be made: most draws are refused
     assert [rare.sample(0, index).target for index in range(4)] == [2, 1, 2, 2]
+
+
+@settings(deadline=None, max_examples=60)
+@given(PROBLEMS)
+def test_all_results_are_those_of_every_combination(problem):
+    found = countdown._results(tuple(sorted(problem.numbers)), LIMIT)
+    assert found == {value for _, value in combinations(problem.numbers)}
+
+
+@pytest.mark.parametrize("task", [THREE, FOUR, Countdown(), Countdown(size=5, tries=8)])
+def test_a_draw_without_an_answer_is_refused_as_a_search_would(task, monkeypatch):
+    samples = [task.sample(1, index) for index in range(30)]
+    monkeypatch.setattr(countdown, "MAX_EXHAUSTED", 0)
+    assert samples == [task.sample(1, index) for index in range(30)]
 
 
 # Answers that count as one in a vote

@@ -35,6 +35,7 @@ from reasoning.data.tasks.steps import Judged, check_strategy, longest_opening, 
 FORWARD_OPS = ("*", "+", "-")
 MISSED = ("low", "high")  # how a try ends that did not make the target
 MAX_DRAWS = 10_000  # bounds the search of `sample` for a problem that some strategy solves
+MAX_EXHAUSTED = 4  # numbers of which all results are found sooner than a few searches fail
 MAX_POSITIONS = 2000  # bounds the work of `check_trace`: six numbers, 20 tries reach about 100
 Order = Callable[["Step"], tuple]
 Position = tuple[tuple[int, ...], int]  # where a search stands: the sorted numbers left, the goal
@@ -95,6 +96,15 @@ def _forward_steps(numbers: tuple[int, ...], limit: int) -> tuple[Step, ...]:
             if result is not None and result <= limit:
                 steps.append(Step(a, op, b, result, tuple(sorted((*rest, result)))))
     return tuple(steps)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _results(numbers: tuple[int, ...], limit: int) -> frozenset[int]:
+    """All that can be made of the sorted numbers with no result above the limit."""
+    if len(numbers) == 1:
+        return frozenset(numbers)
+    steps = _forward_steps(numbers, limit)
+    return frozenset().union(*(_results(step.left, limit) for step in steps))
 
 
 def _backward_steps(numbers: tuple[int, ...], goal: int, limit: int) -> list[Step]:
@@ -159,14 +169,14 @@ def backward_search(
 
 def _bounded(search: Iterator[Found], max_tries: int) -> Trace | None:
     """The trace of a search that succeeds within the budget of tries, else None."""
-    written, tries = [], 0
+    taken, tries = [], 0
     for step, check, path in search:
         if tries == max_tries:
             return None
-        written.append(step.text(check))
+        taken.append((step, check))
         tries += check != ","
         if check == "yes":
-            return Trace(" ".join(written), _answer(path))
+            return Trace(" ".join(step.text(check) for step, check in taken), _answer(path))
     return None
 
 
@@ -233,6 +243,8 @@ class Countdown:
         for _ in range(MAX_DRAWS):
             numbers = tuple(rng.randint(1, self.largest) for _ in range(self.size))
             problem = CountdownProblem(numbers, rng.randint(1, self.target))
+            if self._is_hopeless(problem):
+                continue
             if any(self.trace(problem, strategy) for strategy in self.strategies):
                 return problem
         raise ValueError(
@@ -240,6 +252,12 @@ class Countdown:
             f"limit={self.max_number}: no strategy solves any of {MAX_DRAWS} problems drawn; "
             "lower largest and target or raise tries."
         )
+
+    def _is_hopeless(self, problem: CountdownProblem) -> bool:
+        """Whether no right answer exists, as far as that is sooner told than by searching."""
+        if self.size > MAX_EXHAUSTED:
+            return False
+        return problem.target not in _results(tuple(sorted(problem.numbers)), self.max_number)
 
     def stream(self, split: Split, seed: int) -> Iterator[CountdownProblem]:
         """The endless stream of a split's problems, in the order of their index."""
