@@ -122,6 +122,7 @@ def rl_config(
         num_epochs=settings.epochs,
         num_minibatches=settings.minibatches,
         num_microbatches=settings.microbatches,
+        trained=settings.trained,
     )
 
 
@@ -352,7 +353,8 @@ def improve_policies(
             if one_program:
                 prompts = jax.device_put(prompts)
             state, metrics = advance(state, prompts, keys[:, start:stop])
-            tokens = record(run, progress, name, start, seeds, jax.device_get(metrics))
+            metrics = jax.device_get(metrics)
+            tokens = record(run, progress, name, start, seeds, metrics)
             spent["tokens"] += tokens / len(seeds)
             spent["seconds"] = (time.monotonic() - before) / len(seeds)
             skipped = int(metrics["skipped_in_a_row"].max())

@@ -9,7 +9,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -69,6 +69,55 @@ def one_program(
     return jax.jit(all_seeds(steps, side_by_side, num_devices), donate_argnums=0)
 
 
+class Programs(NamedTuple):
+    """The compiled parts of a step whose reward stands between them.
+
+    The state has a leading axis of one seed, as in `one_program`.
+
+    Attributes:
+      sample: `(state, prompts, key)` -> samples.
+      assemble: `(samples, verdicts)` -> rollouts.
+      improve: `(state, prompts, rollouts, key)` -> state (the old one is donated), metrics.
+      measure: rollouts -> metrics.
+    """
+
+    sample: Callable[[PolicyState, ro.PromptBatch, jax.Array], Samples]
+    assemble: Callable[[Samples, Any], ro.Rollouts]
+    improve: Callable[..., tuple[PolicyState, Metrics]]
+    measure: Callable[[ro.Rollouts], Metrics]
+
+
+@functools.cache
+def programs_in_turn(
+    config: RLConfig, optimizer: optax.GradientTransformation, name: str
+) -> Programs:
+    """The same objects for the same arguments, as `one_program`; `name` is the reward's."""
+
+    def sample(state: PolicyState, prompts: ro.PromptBatch, key: jax.Array) -> Samples:
+        return ro.draw(
+            jax.tree.map(lambda x: x[0], state.params), prompts, key, config=config.model,
+            rollout=config.rollout, stop_ids=config.stop_ids, pad_id=config.pad_id,
+        )
+
+    def improve(
+        state: PolicyState, prompts: ro.PromptBatch, rollouts: ro.Rollouts, key: jax.Array
+    ) -> tuple[PolicyState, Metrics]:
+        state = jax.tree.map(lambda x: x[0], state)
+        state, metrics = update(state, prompts, rollouts, key, config, optimizer)
+        return jax.tree.map(lambda x: x[None], state), metrics
+
+    def measure(rollouts: ro.Rollouts) -> Metrics:
+        metrics = ro.rollout_metrics(rollouts, config.model.num_strategies)
+        return metrics | ro.drawn_metrics(rollouts, config.algorithm.penalty)
+
+    assemble = partial(
+        ro.assemble, rollout=config.rollout, config=config.model, allowed=config.allowed_ids(),
+        name=name,
+    )
+    improve = jax.jit(improve, donate_argnums=0)
+    return Programs(jax.jit(sample), jax.jit(assemble), improve, jax.jit(measure))
+
+
 def in_turn(
     config: RLConfig,
     optimizer: optax.GradientTransformation,
@@ -80,17 +129,7 @@ def in_turn(
     State, prompts and keys have a leading axis of one seed, as in `one_program`.
     """
     name = reward_name(reward)
-    ids = {"stop_ids": config.stop_ids, "pad_id": config.pad_id}
-    sample = jax.jit(partial(ro.draw, config=config.model, rollout=config.rollout, **ids))
-    assemble = jax.jit(
-        partial(
-            ro.assemble, rollout=config.rollout, config=config.model,
-            allowed=config.allowed_ids(), name=name,
-        )
-    )
-    improve = jax.jit(partial(update, config=config, optimizer=optimizer), donate_argnums=0)
-    measure = jax.jit(ro.rollout_metrics, static_argnums=1)
-    draws = jax.jit(ro.drawn_metrics, static_argnums=1)
+    programs = programs_in_turn(config, optimizer, name)
 
     def judge(prompts: ro.PromptBatch, samples: Samples) -> ro.Rollouts:
         repeat = partial(np.repeat, repeats=config.rollout.num_samples, axis=0)
@@ -99,21 +138,22 @@ def in_turn(
             metadata = [problems[i] for i in metadata]
         verdicts = reward(repeat(prompts.ids), Completions(samples.tokens, samples.mask), metadata)
         check_verdicts(verdicts, None, name)
-        return assemble(samples, verdicts)
+        return programs.assemble(samples, verdicts)
 
     def step(
         state: PolicyState, prompts: ro.PromptBatch, key: jax.Array
     ) -> tuple[PolicyState, Metrics]:
         sample_key, update_key = jax.random.split(key)
         times = [time.monotonic()]
-        samples = jax.block_until_ready(sample(state.params, prompts, sample_key))
+        samples = jax.block_until_ready(programs.sample(state, prompts, sample_key))
         times.append(time.monotonic())
         rollouts = jax.block_until_ready(judge(prompts, samples))
         times.append(time.monotonic())
-        state, metrics = jax.block_until_ready(improve(state, prompts, rollouts, update_key))
+        state, metrics = jax.block_until_ready(
+            programs.improve(state, prompts, rollouts, update_key)
+        )
         times.append(time.monotonic())
-        metrics |= measure(rollouts, config.model.num_strategies)
-        metrics |= draws(rollouts, config.algorithm.penalty)
+        metrics = jax.device_get(metrics | programs.measure(rollouts))
         if isinstance(reward, HostReward):
             metrics |= {f"judge/{name}": value for name, value in reward.metrics().items()}
         for part, seconds in zip(("sampling", "reward", "update"), np.diff(times), strict=True):
@@ -123,13 +163,12 @@ def in_turn(
     def steps(
         state: PolicyState, prompts: ro.PromptBatch, keys: jax.Array
     ) -> tuple[PolicyState, Metrics]:
-        state, made = jax.tree.map(lambda x: x[0], state), []
+        made = []
         for i in range(keys.shape[1]):
             batch = jax.tree.map(lambda x, i=i: x[0, i], prompts)
             state, metrics = step(state, batch, keys[0, i])
             made.append(metrics)
-        metrics = {name: np.stack([m[name] for m in made])[None] for name in made[0]}
-        return jax.tree.map(lambda x: x[None], state), metrics
+        return state, {name: np.stack([m[name] for m in made])[None] for name in made[0]}
 
     return steps
 

@@ -317,6 +317,7 @@ def train(
             tag_is_label=loss.tag_is_label,
             num_microbatches=settings.microbatches,
             packing=plan.packing,
+            trained=settings.trained,
         )
         return state, {**metrics, **matching}
 

@@ -219,7 +219,7 @@ def get_config(preset: str = "quickstart") -> ml_collections.ConfigDict:
     config = fine_tuning_config()
     config.seeds = 5 if preset == "full" else 1
     # On a CPU rows are quicker in small parts.
-    config.pretrain.microbatches = config.finetune.microbatches = 2
+    config.pretrain.microbatches = config.finetune.microbatches = 4
     config.rl = rl_settings()
 
     # The quickstart's reinforced arms, at equal rollouts; an arm of 0 steps is left out.

@@ -163,6 +163,11 @@ class Algorithm:
         return self.positions != "all"
 
     @property
+    def weighs_entropy(self) -> bool:
+        """Whether the entropy has, or may come to have, a weight in the loss."""
+        return self.entropy_coef > 0 or self.entropy_target is not None
+
+    @property
     def reads_entropy(self) -> bool:
         """Whether the policy's entropy or covariance is needed before the first gradient."""
         by_covariance = self.clip_cov > 0 or self.kl_cov > 0

@@ -183,7 +183,9 @@ def _token_advantages(
     if not algorithm.critic:
         gains = generalized_advantages(rewards, jnp.zeros_like(rewards), mask, gae_lambda=1.0)
         return _whiten(gains, mask), None, None
-    values = critic_values(state.critic, read.prompts, read.tokens, config) * mask
+    values = mask * _by_parts(
+        lambda part: critic_values(state.critic, part.prompts, part.tokens, config), read, config
+    )
     gains = generalized_advantages(rewards, values, mask, algorithm.gae_lambda)
     return _whiten(gains, mask), gains + values, values
 
@@ -242,29 +244,41 @@ def read_rollouts(prompts: PromptBatch, rollouts: Rollouts, algorithm: Algorithm
     )
 
 
+def _by_parts(
+    function: Callable[[Experience], Result], read: Experience, config: RLConfig
+) -> Result:
+    """What a function makes of samples, arrays `[P, G, N]`, one microbatch after another.
+
+    That bounds its memory. Look at it under the mask: behind a part's longest sample it may be 0.
+    """
+    num_parts = config.num_minibatches * config.num_microbatches
+    lengths = part_lengths(read, config)
+    if len(lengths) == 1:
+        found = jax.lax.map(function, split_parts(read, num_parts))
+        return jax.tree.map(lambda x: x.reshape(read.tokens.shape), found)
+
+    def padded(part: Experience) -> Result:
+        missing = read.tokens.shape[2] - part.tokens.shape[2]
+        return jax.tree.map(
+            lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing))), function(part)
+        )
+
+    parts, order = split_by_length(read, num_parts)
+    found = jax.lax.map(lambda part: at_own_length(padded, part, lengths), parts)
+    back = jnp.argsort(order)
+    return jax.tree.map(
+        lambda x: x.reshape(order.size, -1)[back].reshape(read.tokens.shape), found
+    )
+
+
 def _score(
     params: Any, read: Experience, config: RLConfig, filters: Filters | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """`score` of one microbatch after another, which bounds its memory.
-
-    Read it under the mask: behind a part's longest sample it may be 0.
-    """
-
-    def of_part(part: Experience) -> tuple[jax.Array, jax.Array]:
-        return score(params, part.prompts, part.tokens, part.given, config, filters)
-
-    def padded(part: Experience) -> tuple[jax.Array, jax.Array]:
-        missing = read.tokens.shape[2] - part.tokens.shape[2]
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing))), of_part(part))
-
-    lengths = part_lengths(read, config)
-    if len(lengths) == 1:
-        scores = jax.lax.map(of_part, split_parts(read, config.num_microbatches))
-        return jax.tree.map(lambda x: x.reshape(read.tokens.shape), scores)
-    parts, order = split_by_length(read, config.num_microbatches)
-    scores = jax.lax.map(lambda part: at_own_length(padded, part, lengths), parts)
-    rows = (x.reshape(order.size, -1)[jnp.argsort(order)] for x in scores)
-    return tuple(x.reshape(read.tokens.shape) for x in rows)
+    """`score` by parts."""
+    return _by_parts(
+        lambda part: score(params, part.prompts, part.tokens, part.given, config, filters),
+        read, config,
+    )
 
 
 def _policy_scores(

@@ -76,7 +76,8 @@ class Surrogate:
     Attributes:
       kind: "clip" (PPO, 1707.06347), "cispo" (2506.13585), "sapo" (2511.20347) or "gmpo"
         (2507.20673); or MODULE:ATTRIBUTE, a function of your own: `(log_ratio, advantages)`, both
-        `[B, N]` -> the loss of each token `[B, N]`.
+        `[B, N]` -> the loss of each token `[B, N]`, by itself: an update reads samples in parts,
+        apart from their groups, and cut to the longest of a part.
       level: "token", or "sequence" for the geometric mean over a sequence's tokens (GSPO,
         2507.18071; "clip" only).
       clip_low, clip_high: the ratio is held in [1 - clip_low, 1 + clip_high]; for gmpo the log

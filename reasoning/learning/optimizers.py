@@ -99,6 +99,16 @@ def _strategies_trained(params: Any) -> Any:
     )
 
 
+def freeze(params: Any, trained: str) -> Any:
+    """The parameters, with a gradient for what is `trained` alone, as of `OptimizerConfig`."""
+    if trained == "all":
+        return params
+    return jax.tree.map(
+        lambda kind, x: x if kind == "trained" else jax.lax.stop_gradient(x),
+        _strategies_trained(params), params,
+    )
+
+
 @functools.cache
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """The optax chain that an `OptimizerConfig` describes.

@@ -24,6 +24,7 @@ class RLConfig:
       max_rounds: rounds of P prompts that dynamic sampling may draw; 1 leaves it out.
       num_epochs, num_minibatches: updates made from one batch of rollouts, by passes and parts.
       num_microbatches: parts whose gradients are added up before the optimizer sees them.
+      trained: as of `OptimizerConfig`; what the optimizer does not train gets no gradient.
 
     Raises:
       ValueError: parts that do not divide the prompts.
@@ -40,6 +41,7 @@ class RLConfig:
     num_epochs: int = 1
     num_minibatches: int = 1
     num_microbatches: int = 1
+    trained: str = "all"
 
     def __post_init__(self) -> None:
         for name in (

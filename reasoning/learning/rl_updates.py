@@ -32,6 +32,7 @@ from reasoning.learning.experience import (
     part_lengths,
     split_by_length,
 )
+from reasoning.learning.optimizers import freeze
 from reasoning.learning.references import update_reference
 from reasoning.learning.rl_state import PolicyState, RLConfig
 from reasoning.learning.rollouts import (
@@ -57,6 +58,8 @@ def _token_objective(
     """The loss of a part of a minibatch; the parts' losses add up to the minibatch's."""
     algorithm = config.algorithm
     log_probs, entropy = score(params, part.prompts, part.tokens, part.given, config)
+    if not algorithm.weighs_entropy:  # whose gradient would be taken for nothing
+        entropy = jax.lax.stop_gradient(entropy)
     log_probs = jnp.where(part.mask > 0, log_probs, 0.0)  # as the others' may be
     old = jax.lax.stop_gradient(log_probs) if config.on_policy else part.old_log_probs
     rows = [x.reshape(-1, x.shape[-1]) for x in (log_probs, old, part.advantages, part.mask)]
@@ -174,11 +177,15 @@ def _improve_policy(
 ) -> tuple[PolicyState, Metrics]:
     """One step of the policy on a minibatch."""
     algorithm = config.algorithm
-    objective = partial(_token_objective, entropy_coef=entropy_coef, config=config)
+    of_params = partial(_token_objective, entropy_coef=entropy_coef, config=config)
     if algorithm.positions == "fork_exact":
-        objective = partial(
+        of_params = partial(
             _fork_objective, entropy_coef=entropy_coef, reference=state.reference, config=config
         )
+
+    def objective(params: Any, part: Experience) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
+        return of_params(freeze(params, config.trained), part)
+
     # The fork is one token each: its weight does not depend on any length.
     aggregation = "token_mean" if algorithm.on_fork else algorithm.aggregation
     batch = _weigh(batch, aggregation, config.rollout.max_new_tokens)

@@ -21,7 +21,7 @@ from reasoning.sampling.filters import Filters, filter_logits
 
 
 def split_parts(tree: Any, num_parts: int) -> Any:
-    """Arrays `[P, ...]` of P prompts as `[num_parts, P / num_parts, ...]`: the microbatches."""
+    """Arrays `[P, ...]` of P prompts, or samples, as `[num_parts, P / num_parts, ...]`."""
     return jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), tree)
 
 

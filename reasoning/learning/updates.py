@@ -16,6 +16,7 @@ import optax
 from reasoning.data.pipelines import TraceBatch
 from reasoning.learning import assignment
 from reasoning.learning.losses import Reduction, label_weights, token_nll
+from reasoning.learning.optimizers import freeze
 from reasoning.models.axes import constrain
 from reasoning.models.config import ModelConfig
 from reasoning.models.logits import map_logits
@@ -147,6 +148,7 @@ def split_rows(tree: Any, num_parts: int) -> Any:
     jax.jit,
     static_argnames=(
         "config", "optimizer", "reduction", "tag_is_label", "num_microbatches", "packing",
+        "trained",
     ),
     donate_argnames=("state",),
 )
@@ -161,6 +163,7 @@ def sft_update(
     tag_is_label: bool = True,
     num_microbatches: int = 1,
     packing: tuple[int, int] | None = None,
+    trained: str = "all",
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on the traces, each under its tag `[N]`.
 
@@ -172,6 +175,7 @@ def sft_update(
         another, which bounds the memory; it divides their number.
       packing: number and length of the sequences in which the rows lie; None: every row stands
         alone.
+      trained: as of `OptimizerConfig`; what the optimizer does not train gets no gradient.
 
     Returns:
       the new state (the old one is donated), and metrics: `loss` (as reduced), `trace_nll` (nats
@@ -185,6 +189,7 @@ def sft_update(
     sequences = lay_out(batch, tokens, weights, trace_weights, packing)
 
     def loss_of(params: Any, part: Sequences) -> tuple[jax.Array, jax.Array]:
+        params = freeze(params, trained)
         hidden, _ = Transformer(config).apply(
             params, part.tokens, segment_ids=part.segment_ids, positions=part.positions, head=False
         )

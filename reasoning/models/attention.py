@@ -14,6 +14,7 @@ from reasoning.models.axes import in_force, partition
 from reasoning.models.config import ModelConfig
 
 LANES = 128  # the kernel of TPUs works on tiles of so many numbers
+TOKENS = 64  # cuDNN's takes rows of a multiple of so many: others are padded
 
 
 def attention_kernel(config: ModelConfig, length: int) -> str:
@@ -27,9 +28,10 @@ def attention_kernel(config: ModelConfig, length: int) -> str:
     backend = jax.default_backend()
     if backend == "tpu" and not any(config.windows) and length >= LANES:
         return "splash"
-    half = config.dtype == "bfloat16" and config.head_dim % 8 == 0 and config.head_dim <= 128
-    fits = half and config.attention_softcap is None and length % 64 == 0
-    return "cudnn" if fits and backend == "gpu" and _has_bfloat16() else "plain"
+    fits = config.dtype == "bfloat16" and config.fits_cudnn and config.attention_softcap is None
+    if backend == "gpu" and fits and length >= TOKENS and _has_bfloat16():
+        return "cudnn"
+    return "plain"
 
 
 def _has_bfloat16() -> bool:
@@ -153,8 +155,9 @@ def attend_with_prefix(
     scores = [apart(product(as_one(q), prefix[0])), product(q, k)]
     scores = jnp.concatenate(scores, axis=-1)
     weights = _weights(scores, mask, scale, cap).astype(v.dtype)
-    mix = partial(jnp.einsum, "bkqc,bkch->bkqh")
+    mix = partial(jnp.einsum, "bkqc,bkch->bkqh", preferred_element_type=jnp.float32)
     read = apart(mix(as_one(weights[..., :slots]), prefix[1])) + mix(weights[..., slots:], v)
+    read = read.astype(v.dtype)  # after the sum: rounded once, as in the plain form
     return read.reshape(num_rows, heads, length, width).swapaxes(1, 2)
 
 
@@ -163,14 +166,24 @@ def fused(
 ) -> jax.Array:
     """The same without a soft cap, by jax's own function: on GPUs the kernel of cuDNN.
 
+    Rows are padded to what the kernel takes.
+
     Args:
-      q, k, v, mask: as `attend`, `[B, T, N, H]`, twice `[B, K, C, H]`, and `[B, T, C]`.
+      q, k, v, mask: as `attend`, with C = T.
       implementation: "cudnn" (bfloat16 alone) or "xla".
     """
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    return jax.nn.dot_product_attention(
+    length, more = q.shape[1], -q.shape[1] % TOKENS
+    q, k, v = (
+        jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
+        for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2))
+    )
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, more)))
+    # A query that may look nowhere would read no number.
+    mask = jnp.pad(mask, ((0, 0), (0, more), (0, 0)), constant_values=True)
+    read = jax.nn.dot_product_attention(
         q, k, v, mask=mask[:, None], scale=scale, implementation=implementation
     )
+    return read[:, :length]
 
 
 def splash(

@@ -150,6 +150,7 @@ class ModelConfig:
             "cudnn": [
                 ("attention_softcap", self.attention_softcap is not None),
                 ("dtype", self.dtype != "bfloat16"),
+                ("head_dim", not self.fits_cudnn),
             ],
         }
         for field, refused in refusals.get(self.attention, []):
@@ -158,6 +159,11 @@ class ModelConfig:
                     f"attention={self.attention!r}: cannot do {field}={getattr(self, field)!r}; "
                     "use plain, or auto."
                 )
+
+    @property
+    def fits_cudnn(self) -> bool:
+        """Whether cuDNN's attention takes heads of this width, as of jax 0.10."""
+        return self.head_dim % 8 == 0 and self.head_dim <= 128
 
     def _check_strategy_ids(self) -> None:
         ids = self.strategy_ids

@@ -59,7 +59,8 @@ def filter_logits(
     temperature = jnp.where(filters.temperature == 0, 1.0, filters.temperature)
     logits = logits.astype(jnp.float32)
     # The likeliest token is at 0 before the division: a low temperature enlarges no rounding there.
-    logits = logits - logits.max(axis=-1, keepdims=True)
+    # Log-probs do not depend on the shift, and so neither does their gradient.
+    logits = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     log_probs = jax.nn.log_softmax(logits / temperature)
     stays = jnp.zeros((), bool) if drawn is None else jax.nn.one_hot(
         drawn, logits.shape[-1], dtype=bool

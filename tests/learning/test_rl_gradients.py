@@ -554,34 +554,66 @@ def test_parts_of_a_batch_add_up_to_it(
 
 
 @pytest.mark.parametrize(
-    ("preset", "epochs"), [("grpo", 1), ("gspo", 2), ("ppo", 2), ("entropy", 1)]
+    ("preset", "epochs"),
+    [("grpo", 1), ("gspo", 2), ("ppo", 2), ("gmpo", 1), ("entropy", 1), ("stratified", 1)],
 )
 def test_parts_that_are_cut_to_their_samples_compute_the_same(
     preset, epochs, rl_config, tiny_params, other_params, made_up, improve, same, monkeypatch
 ):
     monkeypatch.setattr(experience, "LEAST_CUT", 1)
     overrides = {} if preset == "ppo" else dict(kl_coef=0.3, entropy_coef=0.2)
+    sampling, given = {}, preset == "stratified"
     if preset == "entropy":
         preset, overrides = "dapo", dict(top_entropy=0.5, mask_truncated=True)
+    elif given:
+        preset, sampling = "grpo", dict(tags="stratified", temperature=0.7)
     make = functools.partial(
         # Nothing reads forbidden ids here; other tests' programs were compiled without the patch.
         rl_config, preset, overrides, num_microbatches=2, forbidden_ids=(7,), num_epochs=epochs,
         num_minibatches=epochs,
     )
-    rollouts = made_up()
+    rollouts = made_up(given=given)
     # Behind the end stands another token than padding, and log-probs that no one may read.
     rollouts = rollouts.replace(
         tokens=jnp.where(rollouts.mask, rollouts.tokens, 3),
         log_probs=jnp.where(rollouts.mask, rollouts.log_probs, -200.0),
     )
     whole, whole_metrics = improve(
-        make(rollout=dict(early_exit=False)), tiny_params, rollouts, reference=other_params
+        make(rollout=dict(early_exit=False, **sampling)), tiny_params, rollouts,
+        reference=other_params,
     )
-    cut, metrics = improve(make(), tiny_params, rollouts, reference=other_params)
+    cut, metrics = improve(make(rollout=sampling), tiny_params, rollouts, reference=other_params)
     assert furthest(whole.params, tiny_params) > 1e-3
     same(cut.params, whole.params, rtol=1e-5, atol=1e-5)
     same(cut.critic, whole.critic, rtol=1e-5, atol=1e-5)
     same(metrics, whole_metrics, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["rloo", "gfpo"])
+def test_what_is_not_trained_gets_no_gradient(
+    preset, rl_config, tiny_params, made_up, improve, same
+):
+    whole, _ = improve(rl_config(preset), tiny_params, made_up())
+    state, metrics = improve(rl_config(preset, trained="strategies"), tiny_params, made_up())
+    for path, gradient in jax.tree_util.tree_leaves_with_path(state.opt_state["total"]):
+        if path[-1].key == "strategy_embedding":
+            of_all = whole.opt_state["total"]["params"]["strategy_embedding"]
+            same(gradient, of_all, rtol=1e-5, atol=1e-7)
+            assert metrics["grad_norm"] == pytest.approx(float(jnp.linalg.norm(of_all)), rel=1e-4)
+        else:
+            assert (gradient == 0).all(), path
+
+
+def test_an_entropy_without_weight_is_measured_and_changes_nothing(
+    rl_config, tiny_params, made_up, improve, same
+):
+    runs = []
+    for target in (None, 100.0):  # far above: the bonus acts, and its weight begins at 0
+        config = rl_config(overrides=dict(entropy_target=target, entropy_delta=0.0))
+        runs.append(improve(config, tiny_params, made_up()))
+    same(runs[0][0].params, runs[1][0].params, rtol=1e-5, atol=1e-7)
+    measured, weighed = (float(metrics["entropy"]) for _, metrics in runs)
+    assert measured == pytest.approx(weighed, rel=1e-5) and measured > 0.1
 
 
 def test_a_part_reads_no_further_than_its_longest_sample(rl_config, prompts, made_up, monkeypatch):

@@ -193,6 +193,21 @@ def test_padding_changes_nothing(config, params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), wider, metrics)
 
 
+def test_what_is_not_trained_gets_no_gradient(config, params):
+    only = make_optimizer(
+        OptimizerConfig(trained="strategies", warmup_steps=0, num_steps=9, clip_norm=1e9)
+    )
+    whole, of_all = update(config, init_state(params, only), optimizer=only)
+    state, metrics = update(config, init_state(params, only), optimizer=only, trained="strategies")
+    for ours, theirs in zip(*(jax.tree.leaves(x.params) for x in (state, whole)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    # After one step the first moment is a tenth of the gradient.
+    moment = optax.tree.get(whole.opt_state, "mu")["params"]["strategy_embedding"]
+    assert metrics["grad_norm"] == pytest.approx(10 * float(optax.tree.norm(moment)), rel=1e-4)
+    assert metrics["grad_norm"] < 0.9 * of_all["grad_norm"]
+    assert metrics["loss"] == pytest.approx(float(of_all["loss"]), rel=1e-6)
+
+
 def test_a_state_owns_its_parameters_and_is_donated(config, params):
     before = host(params)
     state = init_state(params, ADAMW)

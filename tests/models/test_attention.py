@@ -57,10 +57,24 @@ def check_equal(function, cap=None, **sizes):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_jaxs_own_function_is_the_plain_form():
+@pytest.mark.parametrize("length", [20, 64, 90])
+def test_jaxs_own_function_is_the_plain_form(length):
     check_equal(
-        lambda q, k, v, segments, mask: attention.fused(q, k, v, mask, 0.3, "xla"), length=20
+        lambda q, k, v, segments, mask: attention.fused(q, k, v, mask, 0.3, "xla"), length=length
     )
+
+
+def test_a_shared_prefix_is_rounded_as_the_plain_form():
+    (q, k, v), _, _, _ = rows(length=90)
+    mask = np.ones((2, 90, 90), bool)
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in (q, k, v))
+    exact = attention.attend(*(x.astype(jnp.float32) for x in (q, k, v)), mask, 0.3, None)
+    prefix = k[:, :, :40], v[:, :, :40]
+    shared = attention.attend_with_prefix(q, k[:, :, 40:], v[:, :, 40:], prefix, mask, 0.3, None)
+    plain = attention.attend(q, k, v, mask, 0.3, None)
+    assert shared.dtype == plain.dtype == jnp.bfloat16
+    error, expected = (float(jnp.std(x.astype(jnp.float32) - exact)) for x in (shared, plain))
+    assert 0 < error < 1.01 * expected
 
 
 @pytest.mark.parametrize(
@@ -120,7 +134,7 @@ def test_the_kernel_is_the_backends_where_it_can(config, monkeypatch, backend, c
     monkeypatch.setattr(jax, "devices", lambda: [device])
     config = dataclasses.replace(config, **changes)
     assert attention.attention_kernel(config, 256) == kernel
-    assert attention.attention_kernel(config, 250) == ("splash" if kernel == "splash" else "plain")
+    assert attention.attention_kernel(config, 255) == kernel
     assert attention.attention_kernel(config, 20) == "plain"
 
 
@@ -130,6 +144,7 @@ def test_the_kernel_is_the_backends_where_it_can(config, monkeypatch, backend, c
         (dict(attention="flash"), "attention='flash': must be one of auto, plain, cudnn, splash"),
         (dict(attention="splash", windows=(3, 0)), r"attention='splash': cannot do windows=\(3"),
         (dict(attention="cudnn"), "attention='cudnn': cannot do dtype='float32'"),
+        (dict(attention="cudnn", dtype="bfloat16", head_dim=12), "'cudnn': cannot do head_dim=12"),
     ],
 )
 def test_a_kernel_that_cannot_is_refused(changes, sentence):
