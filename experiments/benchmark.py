@@ -5,7 +5,8 @@
     python -m experiments.benchmark --only=growth --plot=growth.png
 
 sampler, sft, rl: on the work that peers are timed on; sft by one part of the batch at a time, of
-    several. `share_of_peak`, of the first two, is that of the machine's float32 matrix products.
+    several. `share_of_peak`, of the first two, is that of the machine's matrix products in the
+    model's own type.
 decode: one sequence, with the share of the machine's memory bandwidth (`--size=350m`).
 set_loss: matched tags beside plain fine-tuning on the same traces.
 growth: how a step's time grows with its rows, lengths, samples and strategies; --plot draws it.
@@ -19,7 +20,8 @@ judge: answers per second on one core, by exact comparison (texts like those of 
     algebra, which needs `pip install '.[math]'`.
 
 `first_s` is the first call, with compilation; what is compared runs in turn, and `median_s` is the
-median of the later `laps`. `load1` says whether the machine was idle, as it should be.
+median of the later `laps`. `load1` is the machine's load before the first of all laps: near 0, if
+it was idle, as it should be.
 """
 
 import json
@@ -28,6 +30,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +159,26 @@ def measure_program(size: str, repeats: int) -> Iterator[Row]:
         )
 
 
+def save_beside(
+    checkpoints: Checkpoints, step: int, state: Any, work: Callable[[], float]
+) -> tuple[float, float, float]:
+    """Save while work goes on: seconds until it could, until all was written, and of the work."""
+
+    def written() -> float:
+        checkpoints.wait()
+        return time.perf_counter()
+
+    with ThreadPoolExecutor(max_workers=1) as waiting:
+        started = time.perf_counter()
+        checkpoints.save(step, state, {})
+        blocked = time.perf_counter() - started
+        ended = waiting.submit(written)  # the work may take longer than the disk
+        worked = work()
+        return blocked, ended.result() - started, worked
+
+
 def measure_checkpoint(size: str, repeats: int) -> Iterator[Row]:
-    """Steps of AdamW, one lap each, with a save after every other one; then a restore."""
+    """Steps of AdamW, every other one while the one before is saved; then a restore."""
     # Of 350 million parameters, or a tiny one.
     model = model_config("350m" if size == "peer" else size, 256 if size == "peer" else 12)
     optimizer = optax.adamw(1e-4)
@@ -165,34 +186,30 @@ def measure_checkpoint(size: str, repeats: int) -> Iterator[Row]:
     batch = trace_batch(model, problems=rows, traces=1, prompt=4)
     state = init_state(init_params(model, jax.random.key(0)), optimizer)
     num_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
-    laps, beside, blocked, written, saved = [], [], [], [], 0.0
-    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep_last=1) as checkpoints:
-        for lap in range(1 + 2 * repeats):
-            started = time.perf_counter()
-            state, _ = sft_update(
-                state, batch, batch.slot, config=model, optimizer=optimizer
-            )
-            jax.block_until_ready(state)
-            (laps if lap % 2 == 0 else beside).append(time.perf_counter() - started)
-            if lap % 2:
-                checkpoints.wait()
-                written.append(time.perf_counter() - saved)
-            else:
-                saved = time.perf_counter()
-                checkpoints.save(lap, state, {})
-                blocked.append(time.perf_counter() - saved)
-        checkpoints.wait()
+
+    def step() -> float:
+        nonlocal state
         started = time.perf_counter()
-        jax.block_until_ready(checkpoints.restore(2 * repeats, state))
+        state, _ = sft_update(state, batch, batch.slot, config=model, optimizer=optimizer)
+        jax.block_until_ready(state)
+        return time.perf_counter() - started
+
+    laps, saves = [], []
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep_last=1) as checkpoints:
+        for lap in range(1 + repeats):
+            laps.append(step())
+            saves.append(save_beside(checkpoints, lap, state, step))
+        started = time.perf_counter()
+        jax.block_until_ready(checkpoints.restore(repeats, state))
         restored = time.perf_counter() - started
-    step = statistics.median(laps[1:])
+    blocked, written, beside = map(statistics.median, zip(*saves[1:], strict=True))
     yield report(
         "checkpoint", size, rows * length, laps,
         parameters=count_parameters(model), bytes=num_bytes,
-        blocked_s=round(statistics.median(blocked[1:]), 4),
-        blocked_share=round(statistics.median(blocked[1:]) / step, 4),
-        step_while_writing_s=round(statistics.median(beside), 4),
-        written_s=round(statistics.median(written), 2), restored_s=round(restored, 2),
+        blocked_s=round(blocked, 4),
+        blocked_share=round(blocked / statistics.median(laps[1:]), 4),
+        step_while_writing_s=round(beside, 4),
+        written_s=round(written, 2), restored_s=round(restored, 2),
     )
 
 
@@ -267,7 +284,6 @@ def judge_row(
         "median_s": round(median, 4),
         "laps": [round(lap, 4) for lap in laps[1:]],
         "first_s": round(laps[0], 4),
-        "load1": round(os.getloadavg()[0], 2),
     }
 
 
@@ -293,6 +309,14 @@ _PLOT = flags.DEFINE_string("plot", None, "A file for the picture of growth.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Laps after the first call.", lower_bound=1)
 
 
+def measure(names: Sequence[str], size: str, repeats: int) -> Iterator[Row]:
+    """The rows of these measurements, each with the load of the machine before the first."""
+    load1 = round(os.getloadavg()[0], 2)  # later it is the measurements' own
+    for name in names:
+        for row in MEASUREMENTS[name](size, repeats):
+            yield {**row, "load1": load1}
+
+
 def main(argv: Sequence[str]) -> None:
     """Measure what the flags name."""
     if argv[1:]:
@@ -307,10 +331,9 @@ def main(argv: Sequence[str]) -> None:
     if _PLOT.value and not Path(_PLOT.value).parent.is_dir():
         launch.refuse(f"plot={_PLOT.value!r}: there is no such folder; make it.")
     rows = []
-    for name in _ONLY.value:
-        for row in MEASUREMENTS[name](_SIZE.value, _REPEATS.value):
-            print(json.dumps(row), flush=True)
-            rows.append(row)
+    for row in measure(_ONLY.value, _SIZE.value, _REPEATS.value):
+        print(json.dumps(row), flush=True)
+        rows.append(row)
     if _PLOT.value:
         plot_growth([row for row in rows if row["what"] == "growth"], Path(_PLOT.value))
 

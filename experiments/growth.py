@@ -4,7 +4,6 @@ Each row holds the medians of programs that differ in one number, timed in turn,
 log time over log number: 1 where twice as much takes twice as long.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -61,7 +60,6 @@ def measure_growth(size: str, repeats: int) -> Iterator[Row]:
             "at": list(numbers),
             "medians_s": [round(median, 5) for median in medians],
             "exponent": round(growth_exponent(numbers, medians), 3),
-            "load1": round(os.getloadavg()[0], 2),
         }
 
 

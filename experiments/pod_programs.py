@@ -148,8 +148,10 @@ def _opt_state(shapes: Any, params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def forward_flops(config: ModelConfig, rows: int, length: int, slots: int, scored: int) -> float:
-    """FLOPs of a forward pass over `[rows, length]` tokens that see `slots` keys each.
+def forward_flops(
+    config: ModelConfig, rows: int, length: int, slots: float, scored: int
+) -> float:
+    """FLOPs of a forward pass over `[rows, length]` tokens that see `slots` keys each, on average.
 
     Args:
       scored: positions of a row that the head scores.
@@ -226,6 +228,26 @@ def sampler(plan: Plan, mesh: Mesh) -> Program:
     )
 
 
+def _update_flops(config: RLConfig, prompt_length: int) -> float:
+    """FLOPs of an RL update: a pass forwards and two back at every optimizer step, and the others.
+
+    Those are one before the first step each of the reference, of the critic, and of the policy
+    where its entropy is read. A KL over all tags reads the reference at every step instead.
+    """
+    algorithm, model, steps = config.algorithm, config.model, config.num_epochs
+    rows, scored = config.num_prompts, 1
+    if not algorithm.on_fork:
+        rows, scored = rows * config.rollout.num_samples, config.rollout.max_new_tokens
+    length = prompt_length + scored - 1
+    passes = 3 * steps + algorithm.reads_entropy
+    if algorithm.kl_coef:
+        passes += steps if algorithm.positions == "fork_exact" else 1
+    flops = passes * forward_flops(model, rows, length, length, scored)
+    if algorithm.critic:  # its head has one output: next to nothing
+        flops += (3 * steps + 1) * forward_flops(model, rows, length, length, 0)
+    return flops
+
+
 def rl_update(plan: Plan, mesh: Mesh) -> Program:
     """The update on judged completions of `rl.prompts` prompts, the reference's pass included."""
     config, optimizer = plan.rl, rl_optimizer(plan.config.rl)
@@ -264,20 +286,13 @@ def rl_update(plan: Plan, mesh: Mesh) -> Program:
         kinds["reference"] = state.reference
     if state.critic is not None:
         kinds["critic"] = (state.critic, state.critic_opt_state)
-    # A pass forwards and two back at every optimizer step, and those before the first: the
-    # reference's, and the policy's own where its entropy is read.
-    scored = 1 if config.algorithm.on_fork else config.rollout.max_new_tokens
-    read = config.num_prompts if config.algorithm.on_fork else rows
-    length = plan.setup.prompt_length + scored - 1
-    passes = 3 * config.num_epochs + bool(config.algorithm.kl_coef)
-    passes += config.algorithm.reads_entropy
     return Program(
         name="RL update",
         function=jax.jit(partial(update, config=config, optimizer=optimizer), donate_argnums=0),
         arguments=(state, prompts, _placed(rollouts, row_sharding(mesh)), _copied(mesh, key)),
         keywords={},
         kinds=kinds,
-        model_flops=passes * forward_flops(config.model, read, length, length, scored),
+        model_flops=_update_flops(config, plan.setup.prompt_length),
     )
 
 

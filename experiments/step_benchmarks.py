@@ -100,6 +100,17 @@ def token_flops(config: ModelConfig, context: float) -> float:
     return forward_flops(config, 1, 1, context, 1)
 
 
+def sampling_flops(config: ModelConfig, prompt: int, mask: np.ndarray) -> float:
+    """Those of completions `[B, N]` (bool: what was written), one of each prompt of that length.
+
+    They are those of reading them: the prompt in one pass, then a token at a time but the last.
+    """
+    return sum(
+        forward_flops(config, 1, prompt + count - 1, (prompt + count) / 2, count)
+        for count in mask.sum(axis=1).tolist()
+    )
+
+
 def letters(num_prompts: int, length: int) -> np.ndarray:
     """Prompts `[P, T]` that all differ."""
     return (3 + (np.arange(num_prompts)[:, None] + np.arange(length)) % 26).astype(np.int32)
@@ -158,9 +169,9 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
     kinds = ("whole", "heavy_tail", "heavy_tail_slots")
     for kind, timed, of_program in zip(kinds, programs, laps, strict=True):
         tokens = int(timed.result.mask.sum())
-        flops = token_flops(config, prompt + tokens / timed.result.mask[..., 0].size / 2)
+        flops = sampling_flops(config, prompt, np.asarray(timed.result.mask).reshape(-1, new))
         yield report(
-            "sampler", size, tokens, of_program, (limit, best, flops), kind=kind,
+            "sampler", size, tokens, of_program, (limit, best, flops / tokens), kind=kind,
             dtype=config.dtype, peak_bytes=timed.peak_bytes,
         )
 

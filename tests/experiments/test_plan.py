@@ -64,13 +64,29 @@ def test_the_samplers_cost_is_that_of_a_token(reports):
     assert report.memory["cache"] == 2 * 2 * (rows // 4) * (2 // 2) * slots * 4 * 4
 
 
-def test_an_rl_update_is_planned_with_its_reference(tmp_path):
+def test_an_rl_update_is_planned_with_its_reference_and_critic(tmp_path):
     config = tiny(fsdp=8)
     config.model.num_layers = 1
+    config.rl.algorithm, config.rl.epochs = "ppo", 2
     (report,) = plan.run(config, "cpu:8", ["RL update"], hlo=str(tmp_path / "hlo"))
     assert (tmp_path / "hlo" / "RL_update.txt").read_text().startswith("HloModule")
     assert report.memory["reference"] == report.memory["parameters"]
-    assert report.fits and report.cost.flops > 0 and "fits" in plan_reports.table([report])
+    assert report.memory["critic"] > 3 * report.memory["parameters"]
+    assert report.fits and "fits" in plan_reports.table([report])
+    assert 8 * report.cost.flops == pytest.approx(report.program.model_flops, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [("rloo", {}), ("gfpo_exact", dict(kl_coef=0.1, entropy_coef=0.1, entropy_target=0.5))],
+)
+def test_an_updates_flops_are_those_of_the_compiled_update(algorithm, changes):
+    config = tiny()
+    config.rl.update(dict(algorithm=algorithm, samples=4, epochs=3))
+    config.rl.override.update(changes)
+    (report,) = plan.run(config, "cpu:1", ["RL update"])
+    assert report.cost.flops == pytest.approx(report.program.model_flops, rel=1e-3)
 
 
 def test_forward_flops_are_those_of_the_compiled_pass():
