@@ -32,6 +32,7 @@ from reasoning.learning.rl_updates import make_rl_step
 from reasoning.learning.rollouts import PromptBatch, RolloutConfig
 from reasoning.learning.updates import TrainState, init_state, sft_update
 from reasoning.models.config import ModelConfig
+from reasoning.models.strategies import TABLE
 from reasoning.models.transformer import init_params
 from reasoning.rewards.verdicts import Completions, Verdicts, reason_id
 from reasoning.sampling.filters import Filters
@@ -147,13 +148,39 @@ def sampler_program(
     return Program(jax.jit(draw if batches == 1 else in_batches), params, ids, keys)
 
 
+def products_alone(config: ModelConfig, params: Any, rows: int, steps: int) -> Program:
+    """The products with the weights that `steps` steps of so many rows make, and nothing else.
+
+    A sampler is slower by all else that it does.
+    """
+
+    def matrix(path: tuple, x: jax.Array) -> jax.Array:
+        if path[-1].key in (TABLE, "token_embedding"):  # as the head
+            return x.T
+        return x.reshape((-1, x.shape[-1]) if path[-1].key == "output" else (x.shape[0], -1))
+
+    def run(params: Any, rows: jax.Array) -> jax.Array:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        matrices = [matrix(path, x) for path, x in leaves if x.ndim > 1]
+
+        def step(rows: jax.Array, _: None) -> tuple[jax.Array, None]:
+            made = (rows[:, : m.shape[0]] @ m for m in matrices)
+            # Each step waits for the one before.
+            return rows + 1e-9 * sum(x.max(axis=1, keepdims=True) for x in made), None
+
+        return jax.lax.scan(step, rows, length=steps)[0]
+
+    widest = max(config.d_ff, config.d_model, config.num_heads * config.head_dim)
+    return Program(jax.jit(run), params, jnp.ones((rows, widest), config.dtype))
+
+
 def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
     """As many completions as rows, all of the same length; and four times as many that differ.
 
     Those end at any of 1 in 39 ids, which a policy with random weights draws about as often as
     others: after 40 tokens on average. The second program has a row for each of them, so many at a
     time; in the third, the rows go on with the next sequence when theirs ends. `tokens_per_s`
-    counts what was written up to <eos>.
+    counts what was written up to <eos>. Last, the products with the weights of the first program.
     """
     work = WORK[size]
     rows, prompt, new = work.rows, work.prompt, work.new_tokens
@@ -164,8 +191,10 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
         sampler_program(config, 4 * rows, prompt, new, stops, batches=4),
         sampler_program(config, 4 * rows, prompt, new, stops, num_slots=rows),
     ]
-    limit = matmul_limit(config.dtype)
-    *laps, best = run_in_turn([*programs, limit], repeats)
+    limit, plain = matmul_limit(config.dtype), model_config(size, prompt + new, scan_layers=False)
+    params = init_params(plain, jax.random.key(0))
+    products = products_alone(plain, params, rows, new)
+    *laps, alone, best = run_in_turn([*programs, products, limit], repeats)
     kinds = ("whole", "heavy_tail", "heavy_tail_slots")
     for kind, timed, of_program in zip(kinds, programs, laps, strict=True):
         tokens = int(timed.result.mask.sum())
@@ -174,10 +203,22 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
             "sampler", size, tokens, of_program, (limit, best, flops / tokens), kind=kind,
             dtype=config.dtype, peak_bytes=timed.peak_bytes,
         )
+    yield report(
+        "sampler", size, rows * new, alone, (limit, best, 2 * count_matrices(params)),
+        kind="products_alone", dtype=config.dtype, peak_bytes=products.peak_bytes,
+    )
+
+
+def count_matrices(params: Any) -> int:
+    """Parameters that are part of a matrix."""
+    return sum(x.size for x in jax.tree.leaves(params) if x.ndim > 1)
 
 
 def measure_decode(size: str, repeats: int) -> Iterator[Row]:
-    """One sequence, token by token: every step reads all the weights, and the cache so far."""
+    """One sequence, token by token: every step reads all the weights, and the cache so far.
+
+    Then the products with these weights alone.
+    """
     work = WORK[size]
     # Not scanned over stacked layers, whose weights and cache are slices there.
     config = model_config(size, work.prompt + work.new_tokens, scan_layers=False)
@@ -191,15 +232,19 @@ def measure_decode(size: str, repeats: int) -> Iterator[Row]:
         params, ids, jnp.ones_like(ids), jnp.zeros((1, 1), jnp.int32),
         sequence_keys(jax.random.key(1), jnp.arange(1), 1),
     )
-    limit = bandwidth_limit()
-    laps, best = run_in_turn([program, limit], repeats)
+    limit, products = bandwidth_limit(), products_alone(config, params, 1, work.new_tokens)
+    laps, alone, best = run_in_turn([program, products, limit], repeats)
     width = jnp.dtype(config.dtype).itemsize
     read = work.prompt + work.new_tokens / 2
     cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * read
     weights = sum(x.size for x in jax.tree.leaves(params))
     yield report(
         "decode", size, work.new_tokens, laps, (limit, best, width * (weights + cache)),
-        parameters=weights, peak_bytes=program.peak_bytes,
+        kind="whole", parameters=weights, peak_bytes=program.peak_bytes,
+    )
+    yield report(
+        "decode", size, work.new_tokens, alone, (limit, best, width * count_matrices(params)),
+        kind="products_alone", parameters=weights, peak_bytes=products.peak_bytes,
     )
 
 

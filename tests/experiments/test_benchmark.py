@@ -50,8 +50,9 @@ def test_decoding_is_held_against_the_memorys_bandwidth(monkeypatch):
     monkeypatch.setattr(timing.Limit, "lap", lambda self: 1.0)  # a GB in a second
     monkeypatch.setattr(timing.Program, "lap", lambda self: 0.5)
     monkeypatch.setattr(step_benchmarks, "bandwidth_limit", lambda: limit)
-    (row,) = rows("decode")
+    row, products = rows("decode")
     check(row, "decode")
+    check(products, "decode")
     width = 4 * (row["parameters"] + 2 * 8 * 8)  # and the cache of 8 tokens, half-way
     assert row["share_of_bandwidth"] == pytest.approx(width * row["tokens"] / 0.5 / 1e9, abs=1e-6)
 
@@ -88,16 +89,29 @@ def test_the_samplers_share_of_the_peak_is_that_of_its_prompts_and_tokens(monkey
         step_benchmarks, "matmul_limit",
         lambda dtype: timing.Limit("share_of_peak", 1e7, jax.jit(jnp.matmul), ()),
     )
-    whole, batches, slots = found = rows("sampler")
-    for row, kind in zip(found, ("whole", "heavy_tail", "heavy_tail_slots"), strict=True):
+    whole, batches, slots, products = found = rows("sampler")
+    kinds = "whole", "heavy_tail", "heavy_tail_slots", "products_alone"
+    for row, kind in zip(found, kinds, strict=True):
         check(row, "sampler")
         assert row["kind"] == kind
     config = step_benchmarks.model_config("tiny", 12)
     flops = step_benchmarks.forward_flops(config, 4, 4 + 8 - 1, 6, 8)  # 1 to 11 keys: 6
     assert whole["share_of_peak"] == pytest.approx(flops / 1e7, abs=1e-6)
     assert whole["share_of_peak"] < batches["share_of_peak"] == slots["share_of_peak"]
+    assert products["tokens"] == whole["tokens"] == 4 * 8
+    assert products["share_of_peak"] < whole["share_of_peak"]  # without prompts and attention
     # The same samples, in other rows.
     assert batches["tokens"] == slots["tokens"] < 16 * 8
+
+
+def test_the_products_alone_are_those_of_the_weights():
+    config = step_benchmarks.model_config("tiny", 12)
+    params = step_benchmarks.init_params(config, jax.random.key(0))
+    program = step_benchmarks.products_alone(config, params, rows=4, steps=3)
+    found = analyse(program.compiled.as_text()).flops
+    # A token's forward pass, less its look at one other.
+    products = step_benchmarks.token_flops(config, 0)
+    assert found == 4 * 3 * products == 4 * 3 * 2 * step_benchmarks.count_matrices(params)
 
 
 @pytest.mark.parametrize(("size", "millions"), [("350m", 341), ("1b", 1093)])
