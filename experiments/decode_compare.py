@@ -415,6 +415,11 @@ def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Train and compare every seed, then report."""
 
     def build(config: ml_collections.ConfigDict) -> Setup:
+        if "compare" not in config:
+            raise ValueError(
+                "config: describes no such study; give --config=experiments/configs/"
+                "decode_compare.py."
+            )
         setup = set_up(config, (config.arm,))
         check(setup, config)
         return setup
