@@ -411,14 +411,23 @@ def check(setup: Setup, config: ml_collections.ConfigDict) -> None:
         )
 
 
+def build(config: ml_collections.ConfigDict) -> Setup:
+    """What the configuration describes.
+
+    Raises:
+      ValueError: what cannot be compared, in one sentence.
+    """
+    if "compare" not in config:
+        raise ValueError(
+            "config: describes no such study; give --config=experiments/configs/decode_compare.py."
+        )
+    setup = set_up(config, (config.arm,))
+    check(setup, config)
+    return setup
+
+
 def main(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Train and compare every seed, then report."""
-
-    def build(config: ml_collections.ConfigDict) -> Setup:
-        setup = set_up(config, (config.arm,))
-        check(setup, config)
-        return setup
-
     launch.run_study(PROGRAM, config, workdir, build, make_data, study, table)
 
 

@@ -1,4 +1,4 @@
-"""A run of seconds that every launcher accepts: it shows that things work, not how well."""
+"""A tiny run of sft, rl, quickstart or ablations: it shows that things work, not how well."""
 
 import ml_collections
 

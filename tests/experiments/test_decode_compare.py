@@ -8,6 +8,7 @@ import pytest
 
 from experiments import decode_compare
 from experiments.configs import decode_compare as configs
+from experiments.configs import smoke
 from experiments.decode_compare import (
     Pool,
     any_right,
@@ -137,3 +138,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys, setting, value, wo
     with pytest.raises(SystemExit):
         decode_compare.main(config, str(tmp_path / "run"))
     assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_another_configuration_is_refused(tmp_path, refusal):
+    error = refusal(decode_compare.main, smoke.get_config(), tmp_path / "run")
+    assert "config: describes no such study; " in error
+    assert "give --config=experiments/configs/decode_compare.py." in error
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import serial
 from experiments.configs import serial as configs
+from experiments.configs import smoke
 from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
 from reasoning.learning.updates import init_state, sft_update
 from reasoning.models.transformer import init_params
@@ -165,4 +166,10 @@ def test_what_cannot_be_studied_is_refused_in_one_sentence(
         serial.main(config, str(tmp_path / "run"))
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_configuration_is_refused(tmp_path, refusal):
+    error = refusal(serial.main, smoke.get_config(), tmp_path / "run")
+    assert "config: describes no such study; give --config=experiments/configs/serial.py." in error
     assert not (tmp_path / "run").exists()
