@@ -182,7 +182,8 @@ class Attention(nn.Module):
             read = attend_to_self(q, k, v, mask, segment_ids, config)
         else:
             read = attend(q, k, v, mask, attention_scale(config), config.attention_softcap)
-        return jnp.einsum("btnh,nhd->btd", read, out.astype(x.dtype)), cache
+        # Not as an einsum, which sums over heads last and turns the weights around for it.
+        return jnp.tensordot(read, out.astype(x.dtype), axes=2), cache
 
 
 class FeedForward(nn.Module):
