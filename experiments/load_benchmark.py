@@ -115,6 +115,7 @@ def main(_: list[str]) -> None:
     """Write, read, load, print."""
     if not _DIRECTORY.value:
         launch.refuse("directory is missing: say where the weights go, --directory=DIR.")
+    load1 = os.getloadavg()[0]  # later it is this program's own
     directory, config = Path(_DIRECTORY.value), model(_LAYERS.value)
     if not (directory / "config.json").exists():
         write_random(directory, config)
@@ -143,7 +144,7 @@ def main(_: list[str]) -> None:
         "largest_tensor_gb": round(largest / 1e9, 2),
         "new_memory_gb_per_s": round(new / 1e9, 2),
         "used_memory_gb_per_s": round(used / 1e9, 2),
-        "load1": round(os.getloadavg()[0], 2),
+        "load1": round(load1, 2),
     }))
 
 
