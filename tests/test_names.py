@@ -182,7 +182,7 @@ class Wrong(Countdown):
         super().__init__()
         self.what = what
         if what == "max_number":
-            self.max_number = 30
+            self.max_number = 15
         if what == "num_traces":
             self.num_traces = 3
         if what == "strategies":
@@ -225,7 +225,7 @@ class Wrong(Countdown):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("max_number", "is none of its words, nor a number up to max_number=30"),
+        ("max_number", "is none of its words, nor a number up to max_number=15"),
         ("num_traces", "num_traces=3, and it has 4 strategies"),
         ("strategies", "strategy 'never' solves none of 50 problems"),
         ("sample", r"sample\(0, 0\) gives another problem each time"),

@@ -169,7 +169,9 @@ def fused(
     Rows are padded to what the kernel takes.
 
     Args:
-      q, k, v, mask: as `attend`, with C = T.
+      q: `[B, T, N, H]`.
+      k, v: `[B, K, T, H]`.
+      mask: `[B, T, T]`, True where a query may look.
       implementation: "cudnn" (bfloat16 alone) or "xla".
     """
     length, more = q.shape[1], -q.shape[1] % TOKENS
