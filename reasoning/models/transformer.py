@@ -41,26 +41,40 @@ class LayerKind:
     """In what a layer differs from others; `[L, ...]` for all of them.
 
     Attributes:
-      frequencies: `[H / 2]` float32 radians per token of the rotary positions; None without them.
+      rotary: scalar int32, which of `rotary_frequencies` turns the heads; None: no choice.
       window: scalar int32, tokens that a query looks back, itself included; None: all layers, all.
     """
 
-    frequencies: Any
+    rotary: Any
     window: Any
 
 
 def layer_kinds(config: ModelConfig) -> LayerKind:
-    """Frequencies and windows of all layers, host arrays `[L, ...]`."""
+    """The kinds of all layers, host arrays `[L]`."""
     windows = np.array(config.windows or (0,) * config.num_layers, np.int32)
-    frequencies = None
-    if config.position_encoding == "rope":
-        local = config.local_rope_theta or config.rope_theta
-        whole = scaled_frequencies(config)
-        frequencies = np.stack(
-            [rope_frequencies(local, config.head_dim) if window else whole for window in windows]
-        ).astype(np.float32)
+    rotary = (windows > 0).astype(np.int32) if len(rotary_frequencies(config)) > 1 else None
     sight = np.where(windows > 0, windows, np.iinfo(np.int32).max).astype(np.int32)
-    return LayerKind(frequencies, sight if windows.any() else None)
+    return LayerKind(rotary, sight if windows.any() else None)
+
+
+def rotary_frequencies(config: ModelConfig) -> np.ndarray:
+    """`[F, H / 2]` float32 radians per token; F is 2 where layers with a window have their own."""
+    whole = scaled_frequencies(config)
+    local = rope_frequencies(config.local_rope_theta or config.rope_theta, config.head_dim)
+    differ = any(config.windows) and not np.array_equal(whole, local)
+    return np.stack([whole, local] if differ else [whole]).astype(np.float32)
+
+
+def rotations(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    """Cosines and sines of the angles that positions `[B, T]` turn by, each `[F, B, T, H / 2]`.
+
+    None without rotary positions. They are read from tables: computed where they are used, XLA's
+    CPU backend does so anew for every head of every layer.
+    """
+    if config.position_encoding != "rope":
+        return None
+    angles = jnp.arange(config.max_length)[None, :, None] * rotary_frequencies(config)[:, None]
+    return jnp.cos(angles)[:, positions], jnp.sin(angles)[:, positions]
 
 
 def rope_frequencies(theta: float, head_dim: int) -> np.ndarray:
@@ -82,15 +96,13 @@ def scaled_frequencies(config: ModelConfig) -> np.ndarray:
     return kept * frequencies + (1 - kept) * slow
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequencies: jax.Array) -> jax.Array:
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotary position embedding (RoFormer, 2104.09864 eq. 34) of `[B, T, N, H]`, halves paired.
 
     Args:
-      positions: `[B, T]` int32.
-      frequencies: `[H / 2]` float32, radians per token.
+      rotation: cosines and sines `[B, T, H / 2]`, one of `rotations`.
     """
-    angles = positions[:, :, None, None] * frequencies[None, None, None]  # [B, T, 1, H/2]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = (part[:, :, None] for part in rotation)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -129,13 +141,12 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        positions: jax.Array,
+        rotation: tuple[jax.Array, jax.Array] | None,
         mask: jax.Array,
         segment_ids: jax.Array,
         cache: tuple[jax.Array, jax.Array] | None,
         prefix: tuple[jax.Array, jax.Array] | None,
         slot: jax.Array | None,
-        frequencies: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Attend from `[B, T, D]` to itself, or to the cache with itself written at `slot`; and to
         the prefix."""
@@ -159,8 +170,8 @@ class Attention(nn.Module):
         if config.qk_norm:
             q = RMSNorm(config, "head_dim", name="query_norm")(q)
             k = RMSNorm(config, "head_dim", name="key_norm")(k)
-        if frequencies is not None:
-            q, k = (rotate(part, positions, frequencies) for part in (q, k))
+        if rotation is not None:
+            q, k = (rotate(part, rotation) for part in (q, k))
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]
         if cache is not None:
             k, v = (
@@ -220,7 +231,7 @@ class Block(nn.Module):
         cache: tuple[jax.Array, jax.Array] | None,
         prefix: tuple[jax.Array, jax.Array] | None,
         kind: LayerKind,
-        positions: jax.Array,
+        rotations: tuple[jax.Array, jax.Array] | None,
         mask: jax.Array,
         segment_ids: jax.Array,
         distances: jax.Array | None,
@@ -228,7 +239,8 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Map `[B, T, D]` to itself, with the layer's cache (or None) carried along.
 
-        `distances` `[B or 1, T, C]` are from each key's position to each query's.
+        `rotations` are those of the model, of which the layer's kind takes one; `distances`
+        `[B or 1, T, C]` are from each key's position to each query's.
         """
         config = self.config
 
@@ -238,9 +250,10 @@ class Block(nn.Module):
 
         if kind.window is not None:
             mask = mask & (distances < kind.window)
+        rotation = jax.tree.map(lambda x: x[0 if kind.rotary is None else kind.rotary], rotations)
         normed = RMSNorm(config, name="attention_norm")(x)
         update, cache = Attention(config, name="attention")(
-            normed, positions, mask, segment_ids, cache, prefix, slot, kind.frequencies
+            normed, rotation, mask, segment_ids, cache, prefix, slot
         )
         x = constrain(x + branch("attention", update), *STREAM)
         normed = RMSNorm(config, name="feed_forward_norm")(x)
@@ -356,7 +369,8 @@ class Transformer(nn.Module):
         x = constrain(x, *STREAM)
 
         slot = None if cache is None else cache.length
-        shared = positions, mask, segment_ids, distances if any(config.windows) else None, slot
+        distances = distances if any(config.windows) else None
+        shared = rotations(config, positions), mask, segment_ids, distances, slot
         x, keys_values = self._layers(x, cache, prefix, shared)
         if cache is not None:
             cache = KVCache(*keys_values, *keys, cache.length + length)
@@ -381,7 +395,7 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, tuple[Any, Any]]:
         """Run all blocks; returns `[B, T, D]` and the new (keys, values) of the cache.
 
-        `shared` is what a block is given from `positions` on.
+        `shared` is what a block is given from `rotations` on.
         """
         config, block, kinds = self.config, _block_class(self.config), layer_kinds(self.config)
         caches = [None if c is None else (c.keys, c.values) for c in (cache, prefix)]
