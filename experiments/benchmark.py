@@ -7,7 +7,8 @@
 sampler, sft, rl: on the work that peers are timed on; sft by one part of the batch at a time, of
     several. `share_of_peak`, of the first two, is that of the machine's matrix products in the
     model's own type.
-decode: one sequence, with the share of the machine's memory bandwidth (`--size=350m`).
+decode: one sequence, with the share of the machine's memory bandwidth (`--size=350m`). As the
+    sampler it ends with `products_alone`: the products with the weights and nothing else.
 set_loss: matched tags beside plain fine-tuning on the same traces.
 growth: how a step's time grows with its rows, lengths, samples and strategies; --plot draws it.
 program: many steps of GRPO on group words as one program, for one seed and for 8 at once; the 8 are
@@ -162,7 +163,7 @@ def measure_program(size: str, repeats: int) -> Iterator[Row]:
 def save_beside(
     checkpoints: Checkpoints, step: int, state: Any, work: Callable[[], float]
 ) -> tuple[float, float, float]:
-    """Save while work goes on: seconds until it could, until all was written, and of the work."""
+    """Save while work goes on: seconds that it blocks, until all is written, and of the work."""
 
     def written() -> float:
         checkpoints.wait()

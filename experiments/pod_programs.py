@@ -163,6 +163,25 @@ def forward_flops(
     return 2.0 * rows * (per_row + scored * config.d_model * config.output_size)
 
 
+def step_flops(
+    config: ModelConfig, rows: int, length: int, scored: int, trained: str = "all"
+) -> float:
+    """FLOPs of an optimizer step on whole rows: a pass forwards, and its gradient.
+
+    The gradient of a product costs one for each of its two sides, that of what is not trained none.
+
+    Args:
+      trained: as of `OptimizerConfig`.
+    """
+    whole = forward_flops(config, rows, length, length, scored)
+    if trained == "all":
+        return 3 * whole
+    attention = whole - forward_flops(config, rows, length, 0, scored)
+    head = forward_flops(config, rows, 0, 0, scored)
+    strategies = head * config.num_strategies / config.output_size
+    return 2 * whole + attention + strategies
+
+
 def training_step(plan: Plan, mesh: Mesh) -> Program:
     """The update of supervised fine-tuning on `finetune.rows` of `model.max_length` tokens."""
     settings, model = plan.config.finetune, plan.model
@@ -188,9 +207,10 @@ def training_step(plan: Plan, mesh: Mesh) -> Program:
         keywords=dict(
             config=model, optimizer=optimizer, reduction=plan.config.loss.reduction,
             tag_is_label=plan.config.loss.tag_is_label, num_microbatches=settings.microbatches,
+            trained=settings.trained,
         ),
         kinds={"parameters": state.params, "optimizer": state.opt_state},
-        model_flops=3 * forward_flops(model, rows, length, length, length),
+        model_flops=step_flops(model, rows, length, length, settings.trained),
     )
 
 
@@ -229,22 +249,24 @@ def sampler(plan: Plan, mesh: Mesh) -> Program:
 
 
 def _update_flops(config: RLConfig, prompt_length: int) -> float:
-    """FLOPs of an RL update: a pass forwards and two back at every optimizer step, and the others.
+    """FLOPs of an RL update: its optimizer steps, and the passes that stand before them.
 
-    Those are one before the first step each of the reference, of the critic, and of the policy
-    where its entropy is read. A KL over all tags reads the reference at every step instead.
+    Those are one each of the reference, of the critic, and of the policy where its entropy is read.
+    A KL over all tags reads the reference at every step instead.
     """
     algorithm, model, steps = config.algorithm, config.model, config.num_epochs
     rows, scored = config.num_prompts, 1
     if not algorithm.on_fork:
         rows, scored = rows * config.rollout.num_samples, config.rollout.max_new_tokens
     length = prompt_length + scored - 1
-    passes = 3 * steps + algorithm.reads_entropy
+    passes = int(algorithm.reads_entropy)
     if algorithm.kl_coef:
         passes += steps if algorithm.positions == "fork_exact" else 1
     flops = passes * forward_flops(model, rows, length, length, scored)
+    flops += steps * step_flops(model, rows, length, scored, config.trained)
     if algorithm.critic:  # its head has one output: next to nothing
-        flops += (3 * steps + 1) * forward_flops(model, rows, length, length, 0)
+        flops += forward_flops(model, rows, length, length, 0)
+        flops += steps * step_flops(model, rows, length, 0)
     return flops
 
 

@@ -33,7 +33,7 @@ from reasoning.learning.rollouts import PromptBatch, RolloutConfig
 from reasoning.learning.updates import TrainState, init_state, sft_update
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import TABLE
-from reasoning.models.transformer import init_params
+from reasoning.models.transformer import init_params, params_for_sampling
 from reasoning.rewards.verdicts import Completions, Verdicts, reason_id
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import Samples, sample, sequence_keys
@@ -102,9 +102,9 @@ def token_flops(config: ModelConfig, context: float) -> float:
 
 
 def sampling_flops(config: ModelConfig, prompt: int, mask: np.ndarray) -> float:
-    """Those of completions `[B, N]` (bool: what was written), one of each prompt of that length.
+    """FLOPs of sampling completions `[B, N]` (bool: what was written) after prompts of a length.
 
-    They are those of reading them: the prompt in one pass, then a token at a time but the last.
+    They are those of reading prompts and completions once, but for the last token of each.
     """
     return sum(
         forward_flops(config, 1, prompt + count - 1, (prompt + count) / 2, count)
@@ -152,6 +152,9 @@ def products_alone(config: ModelConfig, params: Any, rows: int, steps: int) -> P
     """The products with the weights that `steps` steps of so many rows make, and nothing else.
 
     A sampler is slower by all else that it does.
+
+    Args:
+      params: as a sampler reads them (`params_for_sampling`).
     """
 
     def matrix(path: tuple, x: jax.Array) -> jax.Array:
@@ -192,7 +195,7 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
         sampler_program(config, 4 * rows, prompt, new, stops, num_slots=rows),
     ]
     limit, plain = matmul_limit(config.dtype), model_config(size, prompt + new, scan_layers=False)
-    params = init_params(plain, jax.random.key(0))
+    params = params_for_sampling(plain, init_params(plain, jax.random.key(0)))
     products = products_alone(plain, params, rows, new)
     *laps, alone, best = run_in_turn([*programs, products, limit], repeats)
     kinds = ("whole", "heavy_tail", "heavy_tail_slots")
@@ -232,7 +235,8 @@ def measure_decode(size: str, repeats: int) -> Iterator[Row]:
         params, ids, jnp.ones_like(ids), jnp.zeros((1, 1), jnp.int32),
         sequence_keys(jax.random.key(1), jnp.arange(1), 1),
     )
-    limit, products = bandwidth_limit(), products_alone(config, params, 1, work.new_tokens)
+    limit, read_once = bandwidth_limit(), params_for_sampling(config, params)
+    products = products_alone(config, read_once, 1, work.new_tokens)
     laps, alone, best = run_in_turn([program, products, limit], repeats)
     width = jnp.dtype(config.dtype).itemsize
     read = work.prompt + work.new_tokens / 2

@@ -69,7 +69,7 @@ class Experience:
 def part_lengths(batch: Experience, config: RLConfig) -> list[int]:
     """How many positions a part may be cut to, in ascending order; the last is N.
 
-    N alone where all samples are one part, on a mesh, whose devices keep their rows, and without
+    N alone where a minibatch is one part, on a mesh, whose devices keep their rows, and without
     `rollout.early_exit`.
     """
     length = batch.tokens.shape[2]

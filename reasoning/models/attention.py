@@ -14,7 +14,7 @@ from reasoning.models.axes import in_force, partition
 from reasoning.models.config import ModelConfig
 
 LANES = 128  # the kernel of TPUs works on tiles of so many numbers
-TOKENS = 64  # cuDNN's takes rows of a multiple of so many: others are padded
+CUDNN_TILE = 64  # cuDNN's takes rows of whole tiles of so many tokens
 
 
 def attention_kernel(config: ModelConfig, length: int) -> str:
@@ -29,7 +29,8 @@ def attention_kernel(config: ModelConfig, length: int) -> str:
     if backend == "tpu" and not any(config.windows) and length >= LANES:
         return "splash"
     fits = config.dtype == "bfloat16" and config.fits_cudnn and config.attention_softcap is None
-    if backend == "gpu" and fits and length >= TOKENS and _has_bfloat16():
+    # Shorter rows would be padding for the most part.
+    if backend == "gpu" and fits and length >= CUDNN_TILE and _has_bfloat16():
         return "cudnn"
     return "plain"
 
@@ -164,9 +165,9 @@ def attend_with_prefix(
 def fused(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, implementation: str
 ) -> jax.Array:
-    """The same without a soft cap, by jax's own function: on GPUs the kernel of cuDNN.
+    """`attend` of whole rows, without a soft cap, by jax's own function: on GPUs cuDNN's kernel.
 
-    Rows are padded to what the kernel takes.
+    Rows are padded to whole tiles.
 
     Args:
       q: `[B, T, N, H]`.
@@ -174,7 +175,7 @@ def fused(
       mask: `[B, T, T]`, True where a query may look.
       implementation: "cudnn" (bfloat16 alone) or "xla".
     """
-    length, more = q.shape[1], -q.shape[1] % TOKENS
+    length, more = q.shape[1], -q.shape[1] % CUDNN_TILE
     q, k, v = (
         jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
         for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2))

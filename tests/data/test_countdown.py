@@ -457,7 +457,7 @@ def test_all_results_are_those_of_every_combination(problem):
 @pytest.mark.parametrize("task", [THREE, FOUR, Countdown(), Countdown(size=5, tries=8)])
 def test_a_draw_without_an_answer_is_refused_as_a_search_would(task, monkeypatch):
     samples = [task.sample(1, index) for index in range(30)]
-    monkeypatch.setattr(countdown, "MAX_EXHAUSTED", 0)
+    monkeypatch.setattr(Countdown, "_is_hopeless", lambda self, problem: False)
     assert samples == [task.sample(1, index) for index in range(30)]
 
 

@@ -104,9 +104,11 @@ def test_the_samplers_share_of_the_peak_is_that_of_its_prompts_and_tokens(monkey
     assert batches["tokens"] == slots["tokens"] < 16 * 8
 
 
-def test_the_products_alone_are_those_of_the_weights():
-    config = step_benchmarks.model_config("tiny", 12)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_products_alone_are_those_of_the_weights(dtype):
+    config = step_benchmarks.model_config("tiny", 12, dtype=dtype)
     params = step_benchmarks.init_params(config, jax.random.key(0))
+    params = step_benchmarks.params_for_sampling(config, params)
     program = step_benchmarks.products_alone(config, params, rows=4, steps=3)
     found = analyse(program.compiled.as_text()).flops
     # A token's forward pass, less its look at one other.

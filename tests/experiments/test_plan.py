@@ -78,12 +78,16 @@ def test_an_rl_update_is_planned_with_its_reference_and_critic(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("algorithm", "changes"),
-    [("rloo", {}), ("gfpo_exact", dict(kl_coef=0.1, entropy_coef=0.1, entropy_target=0.5))],
+    ("algorithm", "trained", "changes"),
+    [
+        ("rloo", "all", {}),
+        ("rloo", "strategies", {}),
+        ("gfpo_exact", "all", dict(kl_coef=0.1, entropy_coef=0.1, entropy_target=0.5)),
+    ],
 )
-def test_an_updates_flops_are_those_of_the_compiled_update(algorithm, changes):
+def test_an_updates_flops_are_those_of_the_compiled_update(algorithm, trained, changes):
     config = tiny()
-    config.rl.update(dict(algorithm=algorithm, samples=4, epochs=3))
+    config.rl.update(dict(algorithm=algorithm, samples=4, epochs=3, trained=trained))
     config.rl.override.update(changes)
     (report,) = plan.run(config, "cpu:1", ["RL update"])
     assert report.cost.flops == pytest.approx(report.program.model_flops, rel=1e-3)

@@ -35,7 +35,6 @@ from reasoning.data.tasks.steps import Judged, check_strategy, longest_opening, 
 FORWARD_OPS = ("*", "+", "-")
 MISSED = ("low", "high")  # how a try ends that did not make the target
 MAX_DRAWS = 10_000  # bounds the search of `sample` for a problem that some strategy solves
-MAX_EXHAUSTED = 4  # numbers of which all results are found sooner than a few searches fail
 MAX_POSITIONS = 2000  # bounds the work of `check_trace`: six numbers, 20 tries reach about 100
 Order = Callable[["Step"], tuple]
 Position = tuple[tuple[int, ...], int]  # where a search stands: the sorted numbers left, the goal
@@ -254,8 +253,9 @@ class Countdown:
         )
 
     def _is_hopeless(self, problem: CountdownProblem) -> bool:
-        """Whether no right answer exists, as far as that is sooner told than by searching."""
-        if self.size > MAX_EXHAUSTED:
+        """Whether no right answer exists; of more than three numbers that takes longer to tell than
+        a few searches, and is not asked."""
+        if self.size > 3:
             return False
         return problem.target not in _results(tuple(sorted(problem.numbers)), self.max_number)
 
