@@ -417,10 +417,7 @@ def build(config: ml_collections.ConfigDict) -> Setup:
     Raises:
       ValueError: what cannot be compared, in one sentence.
     """
-    if "compare" not in config:
-        raise ValueError(
-            "config: describes no such study; give --config=experiments/configs/decode_compare.py."
-        )
+    launch.check_study(config, "compare", "decode_compare.py")
     setup = set_up(config, (config.arm,))
     check(setup, config)
     return setup

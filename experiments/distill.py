@@ -75,10 +75,7 @@ def build(config: ml_collections.ConfigDict) -> Study:
     Raises:
       ValueError: what cannot work, in one sentence.
     """
-    if "distill" not in config:
-        raise ValueError(
-            "config: describes no such study; give --config=experiments/configs/distill.py."
-        )
+    launch.check_study(config, "distill", "distill.py")
     setup = set_up(config, ("mixed",))
     larger = config.copy_and_resolve_references()
     larger.model.preset = config.distill.teacher

@@ -98,6 +98,14 @@ def _no_key(error: KeyError) -> str:
     return f"the configuration has no key {key!r}{perhaps}; --help=config lists all."
 
 
+def check_study(config: ml_collections.ConfigDict, needed: str, file: str) -> None:
+    """Refuse a configuration without what a study reads (ValueError); `file` is one that has it."""
+    if needed not in config:
+        raise ValueError(
+            f"config: describes no such study; give --config=experiments/configs/{file}."
+        )
+
+
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
     """What cannot run, or cannot be written, ends the program with one line."""

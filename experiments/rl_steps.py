@@ -114,8 +114,9 @@ def programs_in_turn(
         ro.assemble, rollout=config.rollout, config=config.model, allowed=config.allowed_ids(),
         name=name,
     )
-    improve = jax.jit(improve, donate_argnums=0)
-    return Programs(jax.jit(sample), jax.jit(assemble), improve, jax.jit(measure))
+    return Programs(
+        jax.jit(sample), jax.jit(assemble), jax.jit(improve, donate_argnums=0), jax.jit(measure)
+    )
 
 
 def in_turn(

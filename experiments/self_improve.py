@@ -116,10 +116,7 @@ def build(config: ml_collections.ConfigDict) -> Study:
     Raises:
       ValueError: what cannot work, in one sentence.
     """
-    if "improve" not in config:
-        raise ValueError(
-            "config: describes no such study; give --config=experiments/configs/self_improve.py."
-        )
+    launch.check_study(config, "improve", "self_improve.py")
     setup, settings = set_up(config, ("mixed",)), config.improve
     changes = {name: value for name, value in settings.override.items() if value is not None}
     named = set(settings.methods)

@@ -114,10 +114,7 @@ def set_up(config: ml_collections.ConfigDict) -> list[Cell]:
     Raises:
       ValueError: what cannot work, in one sentence that names the field and the mend.
     """
-    if "studied" not in config:
-        raise ValueError(
-            "config: describes no such study; give --config=experiments/configs/serial.py."
-        )
+    launch.check_study(config, "studied", "serial.py")
     check(config)
     problems = [make_problem(config, name, arm) for name in config.studied for arm in ARMS]
     return [cell for problem in problems for cell in make_cells(config, problem)]

@@ -26,12 +26,11 @@ def attention_kernel(config: ModelConfig, length: int) -> str:
     if config.attention != "auto":
         return config.attention
     backend = jax.default_backend()
-    if backend == "tpu" and not any(config.windows) and length >= LANES:
+    # Rows of less than a tile would be padding for the most part.
+    if backend == "tpu" and length >= LANES and not config.misfits("splash"):
         return "splash"
-    fits = config.dtype == "bfloat16" and config.fits_cudnn and config.attention_softcap is None
-    # Shorter rows would be padding for the most part.
-    if backend == "gpu" and fits and length >= CUDNN_TILE and _has_bfloat16():
-        return "cudnn"
+    if backend == "gpu" and length >= CUDNN_TILE and not config.misfits("cudnn"):
+        return "cudnn" if _has_bfloat16() else "plain"
     return "plain"
 
 

@@ -144,26 +144,24 @@ class ModelConfig:
         self._check_attention()
         self._check_strategy_ids()
 
-    def _check_attention(self) -> None:
-        refusals = {
-            "splash": [("windows", any(self.windows))],
-            "cudnn": [
-                ("attention_softcap", self.attention_softcap is not None),
-                ("dtype", self.dtype != "bfloat16"),
-                ("head_dim", not self.fits_cudnn),
-            ],
+    def misfits(self, kernel: str) -> list[str]:
+        """The fields that a fused kernel cannot do: "splash", or "cudnn" as of jax 0.10."""
+        refused = {
+            "splash": {"windows": any(self.windows)},
+            "cudnn": {
+                "attention_softcap": self.attention_softcap is not None,
+                "dtype": self.dtype != "bfloat16",
+                "head_dim": self.head_dim % 8 > 0 or self.head_dim > 128,
+            },
         }
-        for field, refused in refusals.get(self.attention, []):
-            if refused:
-                raise ValueError(
-                    f"attention={self.attention!r}: cannot do {field}={getattr(self, field)!r}; "
-                    "use plain, or auto."
-                )
+        return [field for field, unfit in refused.get(kernel, {}).items() if unfit]
 
-    @property
-    def fits_cudnn(self) -> bool:
-        """Whether cuDNN's attention takes heads of this width, as of jax 0.10."""
-        return self.head_dim % 8 == 0 and self.head_dim <= 128
+    def _check_attention(self) -> None:
+        for field in self.misfits(self.attention):
+            raise ValueError(
+                f"attention={self.attention!r}: cannot do {field}={getattr(self, field)!r}; "
+                "use plain, or auto."
+            )
 
     def _check_strategy_ids(self) -> None:
         ids = self.strategy_ids

@@ -57,22 +57,22 @@ def together(setup, policy, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         use_reward(patch, spelled_reward)
         path = tmp_path_factory.mktemp("together")
-        made = reinforce(path, setup, [policy, policy], [0, 1], algorithm="dr_grpo", steps=3)
-    assert (path / "best").exists()
-    return made
+        return reinforce(path, setup, [policy, policy], [0, 1], algorithm="dr_grpo", steps=3)
 
 
-def test_seeds_in_one_program_are_each_alone_and_in_turn(
+def test_seeds_in_one_program_are_the_seeds_alone_and_in_turn(
     setup, policy, together, tmp_path, monkeypatch
 ):
     use_reward(monkeypatch, spelled_reward)
-    (alone,), _, metrics, _ = reinforce(
-        tmp_path, setup, [policy], [1], algorithm="dr_grpo", steps=3, one_program=False,
-        keep_best=False,
+    changes = {"algorithm": "dr_grpo", "steps": 3}
+    alone, *_ = reinforce(tmp_path / "alone", setup, [policy], [1], **changes)
+    in_turn, _, metrics, _ = reinforce(
+        tmp_path / "turn", setup, [policy], [1], **changes, one_program=False, keep_best=False
     )
-    assert not (tmp_path / "best").exists()
-    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone, policy)))) > 0
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), alone, together[0][1])
+    assert [(tmp_path / name / "best").exists() for name in ("alone", "turn")] == [True, False]
+    assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone[0], policy)))) > 0
+    for other in (together[0][1], in_turn[0]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), alone[0], other)
     rates = [row for row in metrics if "tokens_per_second/sampling" in row]
     assert len(rates) == 3 and all(row["tokens_per_second/update"] > 0 for row in rates)
 

@@ -242,9 +242,8 @@ class Countdown:
         for _ in range(MAX_DRAWS):
             numbers = tuple(rng.randint(1, self.largest) for _ in range(self.size))
             problem = CountdownProblem(numbers, rng.randint(1, self.target))
-            if self._is_hopeless(problem):
-                continue
-            if any(self.trace(problem, strategy) for strategy in self.strategies):
+            solved = (self.trace(problem, strategy) for strategy in self.strategies)
+            if not self._is_hopeless(problem) and any(solved):
                 return problem
         raise ValueError(
             f"size={self.size}, largest={self.largest}, target={self.target}, tries={self.tries}, "
