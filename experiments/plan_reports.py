@@ -104,8 +104,8 @@ def read(program: Program, compiled: jax.stages.Compiled, chip: Chip, seconds: f
     text = compiled.as_text()
     cost, prefill = analyse(text), None
     if program.steps > 1:
-        step = analyse(text, unknown_trips=2).minus(cost)
-        cost, prefill = step, cost.minus(step)
+        steps = analyse(text, unknown_trips=2).minus(cost)  # one of each loop
+        cost, prefill = steps.divided(program.loops), cost.minus(steps)
     return Report(program, chip, memory, cost, prefill, seconds)
 
 

@@ -25,11 +25,13 @@ from reasoning.learning.optimizers import make_optimizer
 from reasoning.learning.rl_state import PolicyState, RLConfig, init_policy_state
 from reasoning.learning.rl_updates import update
 from reasoning.learning.updates import TrainState, init_state, sft_update
+from reasoning.models.axes import rows_apart
 from reasoning.models.cache import init_cache
 from reasoning.models.config import ModelConfig
 from reasoning.models.transformer import init_params
 from reasoning.rewards.verdicts import Verdicts
 from reasoning.runtime.meshes import ROWS, param_shardings, row_sharding, use_mesh
+from reasoning.sampling.sampler import cache_stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Program:
       kinds: kind of memory -> the tree of arguments that is of this kind.
       model_flops: of the matrix products that the mathematics asks for, of all devices: nothing is
         computed twice, attention is over whole rows. The sampler's are those of one token a row.
-      steps: how often a loop of unknown length runs at most (the sampler's tokens), else 1.
+      steps: how often loops of unknown length run at most (the sampler's tokens), else 1.
+      loops: that share these steps out, a program each (the stages of the sampler's cache).
       cache: shapes of what the program itself keeps for decoding, None without.
     """
 
@@ -75,6 +78,7 @@ class Program:
     kinds: dict[str, Any]
     model_flops: float
     steps: int = 1
+    loops: int = 1
     cache: Any = None
 
     def lower(self, mesh: Mesh) -> jax.stages.Lowered:
@@ -109,7 +113,8 @@ def planned(config: ml_collections.ConfigDict) -> Plan:
             )
         model = dataclasses.replace(setup.model, vocab_size=sizes.vocab_size)
         setup = dataclasses.replace(setup, model=model, prompt_length=sizes.prompt_length)
-    return Plan(config, setup, rl_config(setup, config.rl))
+    # The most that a step may need: completions as long as they can be, a row for every sample.
+    return Plan(config, setup, rl_config(setup, config.rl, early_exit=False))
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:
@@ -221,11 +226,11 @@ def _prompts(plan: Plan, mesh: Mesh) -> ro.PromptBatch:
 
 
 def _draw(plan: Plan) -> Callable[..., Any]:
-    """The sampler, as the steps of RL call it."""
+    """The sampler, as the steps of RL call it; its loops end when all rows have."""
     config = plan.rl
     return partial(
-        ro.draw, config=config.model, rollout=config.rollout, stop_ids=config.stop_ids,
-        pad_id=config.pad_id,
+        ro.draw, config=config.model, rollout=dataclasses.replace(config.rollout, early_exit=True),
+        stop_ids=config.stop_ids, pad_id=config.pad_id,
     )
 
 
@@ -233,8 +238,13 @@ def sampler(plan: Plan, mesh: Mesh) -> Program:
     """`rl.samples` completions of `rl.prompts` prompts: prefill, then one token at a time."""
     params, key = _params(plan.model, mesh), jax.eval_shape(jax.random.key, 0)
     rollout, rows = plan.rl.rollout, plan.rl.num_prompts * plan.rl.rollout.num_samples
-    slots = plan.setup.prompt_length + rollout.max_new_tokens
-    cache = jax.eval_shape(lambda: init_cache(plan.model, rows, slots))
+    prompt, new = plan.setup.prompt_length, rollout.max_new_tokens
+    with use_mesh(mesh):
+        apart = rows_apart(plan.rl.num_prompts)
+    sizes = [(plan.rl.num_prompts, prompt), (rows, new)]  # samples share their prompt's
+    if not apart or rollout.num_samples == 1:
+        sizes = [(rows, prompt + new)]
+    caches = [jax.eval_shape(partial(init_cache, plan.model, *size)) for size in sizes]
     axes = PartitionSpec(*(None,) * plan.model.scan_layers, ROWS, "tensor")  # [B, K, C, H]
     return Program(
         name="sampler",
@@ -242,9 +252,10 @@ def sampler(plan: Plan, mesh: Mesh) -> Program:
         arguments=(params, _prompts(plan, mesh), _copied(mesh, key)),
         keywords={},
         kinds={"parameters": params},
-        model_flops=forward_flops(plan.model, rows, 1, slots, 1),
-        steps=rollout.max_new_tokens,
-        cache=_placed((cache.keys, cache.values), NamedSharding(mesh, axes)),
+        model_flops=forward_flops(plan.model, rows, 1, prompt + new, 1),
+        steps=new,
+        loops=len(cache_stages(new)) if apart else 1,
+        cache=_placed([(x.keys, x.values) for x in caches], NamedSharding(mesh, axes)),
     )
 
 

@@ -98,7 +98,7 @@ def rl_config(
     algorithm = make_algorithm(settings.algorithm, **changes)
     num_slots = settings.num_slots
     if num_slots is None:
-        num_slots = rows_at_a_time(settings.prompts * settings.samples)
+        num_slots = rows_at_a_time()
     return RLConfig(
         model=setup.model,
         algorithm=algorithm,

@@ -141,8 +141,9 @@ def rl_settings() -> ml_collections.ConfigDict:
     rl.shaping.overlong_buffer = 16
     rl.shaping.repetition_ngram = 7  # a penalised pattern: a step written three times
     rl.shaping.repetition_count = 3
-    # Rows sampled at a time, each going on with the next sample when its own ends; left out: the
-    # backend's number. On a mesh, and where seeds are vmapped, every sample has a row of its own.
+    # Rows that a device samples at a time, each going on with the next sample when its own ends;
+    # left out: the backend's number. On a mesh that cuts the parameters, and where seeds are
+    # vmapped, every sample has a row of its own.
     rl.num_slots = placeholder(int)
     rl.epochs = 1
     rl.minibatches = 1

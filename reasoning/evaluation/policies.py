@@ -164,8 +164,7 @@ def sample_problems(
     def draw(ids: np.ndarray, mask: np.ndarray, index: np.ndarray) -> tuple[jax.Array, ...]:
         rows = len(index)
         counts = jax.tree.map(lambda n: jnp.broadcast_to(n, (rows, len(tags))), budget)
-        sequences = rows * len(tags)
-        draw_all = sampler_for(sequences, rows_at_a_time(sequences))
+        draw_all = sampler_for(rows, len(tags), rows_at_a_time())
         if counts is not None:  # slots know no budget
             draw_all = partial(sample, budget=counts)
         samples = draw_all(

@@ -19,7 +19,7 @@ from reasoning.learning.algorithms import Algorithm
 from reasoning.learning.rl_state import PolicyState, RLConfig
 from reasoning.learning.rollouts import Metrics, PromptBatch, Rollouts
 from reasoning.learning.scoring import critic_values, score, split_parts, tag_log_probs
-from reasoning.models.axes import in_force
+from reasoning.models.axes import by_device, in_force
 from reasoning.sampling.filters import Filters
 
 Result = TypeVar("Result")
@@ -69,8 +69,8 @@ class Experience:
 def part_lengths(batch: Experience, config: RLConfig) -> list[int]:
     """How many positions a part may be cut to, in ascending order; the last is N.
 
-    N alone where a minibatch is one part, on a mesh, whose devices keep their rows, and without
-    `rollout.early_exit`.
+    N alone where a minibatch is one part, where the devices of a mesh go through it together, and
+    without `rollout.early_exit`.
     """
     length = batch.tokens.shape[2]
     count = min(max(length // LEAST_CUT, 1), MOST_CUTS)
@@ -184,7 +184,8 @@ def _token_advantages(
         gains = generalized_advantages(rewards, jnp.zeros_like(rewards), mask, gae_lambda=1.0)
         return _whiten(gains, mask), None, None
     values = mask * _by_parts(
-        lambda part: critic_values(state.critic, part.prompts, part.tokens, config), read, config
+        lambda critic, part: critic_values(critic, part.prompts, part.tokens, config),
+        state.critic, read, config,
     )
     gains = generalized_advantages(rewards, values, mask, algorithm.gae_lambda)
     return _whiten(gains, mask), gains + values, values
@@ -245,30 +246,35 @@ def read_rollouts(prompts: PromptBatch, rollouts: Rollouts, algorithm: Algorithm
 
 
 def _by_parts(
-    function: Callable[[Experience], Result], read: Experience, config: RLConfig
+    function: Callable[[Any, Experience], Result], params: Any, read: Experience, config: RLConfig
 ) -> Result:
-    """What a function makes of samples, arrays `[P, G, N]`, one microbatch after another.
+    """What `function(params, samples)` makes, arrays `[P, G, N]`, one microbatch after another.
 
     That bounds its memory. Look at it under the mask: behind a part's longest sample it may be 0.
     """
     num_parts = config.num_minibatches * config.num_microbatches
-    lengths = part_lengths(read, config)
-    if len(lengths) == 1:
-        found = jax.lax.map(function, split_parts(read, num_parts))
-        return jax.tree.map(lambda x: x.reshape(read.tokens.shape), found)
 
-    def padded(part: Experience) -> Result:
-        missing = read.tokens.shape[2] - part.tokens.shape[2]
+    def of_rows(params: Any, read: Experience) -> Result:
+        of_part = partial(function, params)
+        lengths = part_lengths(read, config)
+        if len(lengths) == 1:
+            found = jax.lax.map(of_part, split_parts(read, num_parts))
+            return jax.tree.map(lambda x: x.reshape(read.tokens.shape), found)
+
+        def padded(part: Experience) -> Result:
+            missing = read.tokens.shape[2] - part.tokens.shape[2]
+            return jax.tree.map(
+                lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing))), of_part(part)
+            )
+
+        parts, order = split_by_length(read, num_parts)
+        found = jax.lax.map(lambda part: at_own_length(padded, part, lengths), parts)
+        back = jnp.argsort(order)
         return jax.tree.map(
-            lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, missing))), function(part)
+            lambda x: x.reshape(order.size, -1)[back].reshape(read.tokens.shape), found
         )
 
-    parts, order = split_by_length(read, num_parts)
-    found = jax.lax.map(lambda part: at_own_length(padded, part, lengths), parts)
-    back = jnp.argsort(order)
-    return jax.tree.map(
-        lambda x: x.reshape(order.size, -1)[back].reshape(read.tokens.shape), found
-    )
+    return by_device(of_rows, params, read, num_parts)
 
 
 def _score(
@@ -276,8 +282,10 @@ def _score(
 ) -> tuple[jax.Array, jax.Array]:
     """`score` by parts."""
     return _by_parts(
-        lambda part: score(params, part.prompts, part.tokens, part.given, config, filters),
-        read, config,
+        lambda params, part: score(
+            params, part.prompts, part.tokens, part.given, config, filters
+        ),
+        params, read, config,
     )
 
 

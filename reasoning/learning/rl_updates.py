@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from reasoning.learning import losses
 from reasoning.learning.algorithms import Algorithm
@@ -45,10 +46,12 @@ from reasoning.learning.rollouts import (
     rollout_metrics,
 )
 from reasoning.learning.scoring import critic_values, score, split_parts, tag_log_probs
+from reasoning.models.axes import by_device
 from reasoning.rewards.verdicts import RewardFn
 
 # An objective's loss of a part of a minibatch, with metrics to be added up over the parts (each
-# times the part's tokens) and metrics whose maximum counts.
+# times the part's tokens) and metrics whose maximum counts. What it is bound to are arguments of
+# programs, too, hence `jax.tree_util.Partial`.
 Objective = Callable[[Any, Experience], tuple[jax.Array, tuple[Metrics, Metrics]]]
 
 
@@ -56,7 +59,7 @@ def _token_objective(
     params: Any, part: Experience, entropy_coef: jax.Array, config: RLConfig
 ) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """The loss of a part of a minibatch; the parts' losses add up to the minibatch's."""
-    algorithm = config.algorithm
+    algorithm, params = config.algorithm, freeze(params, config.trained)
     log_probs, entropy = score(params, part.prompts, part.tokens, part.given, config)
     if not algorithm.weighs_entropy:  # whose gradient would be taken for nothing
         entropy = jax.lax.stop_gradient(entropy)
@@ -89,7 +92,7 @@ def _fork_objective(
     q is the mean reward of a tag's samples; opening with anything but a tag is worth 0. No baseline
     is needed: over a whole distribution it has no gradient.
     """
-    log_probs = tag_log_probs(params, part.prompts, config)
+    log_probs = tag_log_probs(freeze(params, config.trained), part.prompts, config)
     probs = jnp.exp(log_probs)
     gain = jnp.sum(probs * part.tag_values, axis=1)
     entropy = losses.token_entropy(log_probs)
@@ -121,19 +124,31 @@ def _gradient(
     Where `part_lengths` names several, samples of like lengths stand in a part, which reads no
     further than the longest of them; else a part is whole prompts.
     """
-    value_and_grad = partial(jax.value_and_grad(objective, has_aux=True), params)
-    lengths = part_lengths(batch, config)
 
-    def add(total: Any, part: Experience) -> tuple[Any, tuple[Metrics, Metrics]]:
-        (loss, metrics), grads = at_own_length(value_and_grad, part, lengths)
-        return jax.tree.map(jnp.add, total, (grads, loss)), metrics
+    def of_rows(
+        whole: tuple[Objective, Any], batch: Experience
+    ) -> tuple[Any, tuple[Metrics, Metrics]]:
+        """Sums `[1, ...]` and the parts' metrics, of what a device has of the minibatch."""
+        objective, params = whole
+        value_and_grad = partial(jax.value_and_grad(objective, has_aux=True), params)
+        lengths = part_lengths(batch, config)
 
-    if len(lengths) == 1:
-        parts = split_parts(batch, config.num_microbatches)
-    else:
-        parts, _ = split_by_length(batch, config.num_microbatches)
-    start = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
-    (grads, loss), (sums, maxima) = jax.lax.scan(add, start, parts)
+        def add(total: Any, part: Experience) -> tuple[Any, tuple[Metrics, Metrics]]:
+            (loss, metrics), grads = at_own_length(value_and_grad, part, lengths)
+            return jax.tree.map(jnp.add, total, (grads, loss)), metrics
+
+        if len(lengths) == 1:
+            parts = split_parts(batch, config.num_microbatches)
+        else:
+            parts, _ = split_by_length(batch, config.num_microbatches)
+        start = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+        totals, metrics = jax.lax.scan(add, start, parts)
+        return jax.tree.map(lambda x: x[None], totals), metrics
+
+    totals, (sums, maxima) = by_device(
+        of_rows, (objective, params), batch, config.num_microbatches
+    )
+    grads, loss = jax.tree.map(lambda x: x.sum(axis=0), totals)
     tokens = jnp.maximum(batch.mask.sum(), 1.0)
     metrics = {name: value.sum() / tokens for name, value in sums.items()}
     return grads, loss, metrics | {name: value.max() for name, value in maxima.items()}
@@ -177,15 +192,12 @@ def _improve_policy(
 ) -> tuple[PolicyState, Metrics]:
     """One step of the policy on a minibatch."""
     algorithm = config.algorithm
-    of_params = partial(_token_objective, entropy_coef=entropy_coef, config=config)
+    objective = Partial(partial(_token_objective, config=config), entropy_coef=entropy_coef)
     if algorithm.positions == "fork_exact":
-        of_params = partial(
-            _fork_objective, entropy_coef=entropy_coef, reference=state.reference, config=config
+        objective = Partial(
+            partial(_fork_objective, config=config),
+            entropy_coef=entropy_coef, reference=state.reference,
         )
-
-    def objective(params: Any, part: Experience) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
-        return of_params(freeze(params, config.trained), part)
-
     # The fork is one token each: its weight does not depend on any length.
     aggregation = "token_mean" if algorithm.on_fork else algorithm.aggregation
     batch = _weigh(batch, aggregation, config.rollout.max_new_tokens)
@@ -204,8 +216,8 @@ def _improve_critic(
     """One step of the value model on a minibatch."""
     batch = _weigh(batch, "token_mean", config.rollout.max_new_tokens)
     critic, opt_state, metrics = _descend(
-        partial(_critic_objective, config=config), state.critic, state.critic_opt_state, batch,
-        config, optimizer,
+        Partial(partial(_critic_objective, config=config)), state.critic,
+        state.critic_opt_state, batch, config, optimizer,
     )
     return state.replace(critic=critic, critic_opt_state=opt_state), metrics
 

@@ -103,8 +103,9 @@ class RolloutConfig:
       tags: "own" (the policy draws them) or "stratified" (every tag equally often).
       early_exit: end the sampler's loop when every row has ended, and let an update's parts be as
         long as their samples; not under vmap, which would compute every length.
-      num_slots: rows that are sampled at a time, each going on with the next sample when its own
-        has ended (not under vmap, nor on a mesh); None: a row for every sample.
+      num_slots: rows that a device samples at a time, each going on with the next sample when its
+        own has ended (not under vmap, nor on a mesh that cuts the parameters); None: a row for
+        every sample.
       temperature, top_k, top_p, min_p: the distribution that is sampled from, and trained.
       repetition_weight: of minus the share of repeated n-grams (2502.03373).
       overlong_weight: of DAPO's soft punishment over the last `overlong_buffer` tokens.
@@ -192,7 +193,7 @@ def draw(
     """G samples of each prompt, `[P * G, ...]`."""
     num_prompts = prompts.ids.shape[0]
     how = sampler_for(
-        num_prompts * rollout.num_samples, rollout.num_slots, early_exit=rollout.early_exit
+        num_prompts, rollout.num_samples, rollout.num_slots, early_exit=rollout.early_exit
     )
     return how(
         params,

@@ -17,7 +17,7 @@ from reasoning.data.pipelines import TraceBatch
 from reasoning.learning import assignment
 from reasoning.learning.losses import Reduction, label_weights, token_nll
 from reasoning.learning.optimizers import freeze
-from reasoning.models.axes import constrain
+from reasoning.models.axes import by_device, constrain
 from reasoning.models.config import ModelConfig
 from reasoning.models.logits import map_logits
 from reasoning.models.transformer import Transformer
@@ -197,15 +197,19 @@ def sft_update(
         return jnp.sum(nll * part.weights), jnp.sum(nll * part.trace_weights)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
-    if num_microbatches == 1:
-        (loss, trace_nll), grads = gradient(state.params, sequences)
-    else:
-        def add(total: Any, part: Sequences) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(state.params, part)), None
 
-        nothing = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, state.params)
-        parts = split_rows(sequences, num_microbatches)
-        ((loss, trace_nll), grads), _ = jax.lax.scan(add, nothing, parts)
+    def of_rows(params: Any, sequences: Sequences) -> tuple[tuple[jax.Array, jax.Array], Any]:
+        """Loss and gradient `[1, ...]` of what a device has of the sequences."""
+
+        def add(total: Any, part: Sequences) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+        nothing = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
+        total, _ = jax.lax.scan(add, nothing, split_rows(sequences, num_microbatches))
+        return jax.tree.map(lambda x: x[None], total)
+
+    made = by_device(of_rows, state.params, sequences, num_microbatches)
+    (loss, trace_nll), grads = jax.tree.map(lambda x: x.sum(axis=0), made)
     exists = (batch.lengths > 0).astype(jnp.float32)
     usage = jnp.zeros(config.num_strategies).at[tags].add(exists) / jnp.maximum(exists.sum(), 1)
     metrics = {

@@ -81,6 +81,15 @@ class Cost:
         """Bytes that a device sends in all its collectives."""
         return sum(x.moved * x.count for x in self.collectives)
 
+    def divided(self, parts: int) -> "Cost":
+        """An equal part of it; a collective may then count a fraction of once."""
+        return Cost(
+            self.flops / parts,
+            self.hbm_bytes / parts,
+            self.cycles / parts,
+            tuple(dataclasses.replace(x, count=x.count / parts) for x in self.collectives),
+        )
+
     def minus(self, other: "Cost") -> "Cost":
         """The difference of two costs of one program; a collective may then count 0 times."""
         pairs = zip(self.collectives, other.collectives, strict=True)

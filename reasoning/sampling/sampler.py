@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reasoning.models.axes import constrain, in_force
+from reasoning.models.axes import by_device, constrain, in_force
 from reasoning.models.cache import KVCache, grow_cache, init_cache, repeat_rows
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
@@ -137,12 +137,47 @@ def sample(
     Raises:
       ValueError: prompt and completion do not fit into the model's max_length.
     """
+    check_lengths(config, prompts.shape[1], max_new_tokens)
+
+    write = partial(
+        _write, config=config, max_new_tokens=max_new_tokens, stop_ids=stop_ids, pad_id=pad_id,
+        early_exit=early_exit, with_gaps=with_gaps,
+    )
+    rows = prompts, prompt_mask, tags, keys, ranks, budget
+    written, ended = by_device(write, (params, filters), rows)
+    # Whole on every device, so that each process can read what all have drawn.
+    written = {name: constrain(values, None, None) for name, values in written.items()}
+    return Samples(
+        **written,
+        mask=completion_mask(written["tokens"], stop_ids),
+        tags=id_to_tag(config, written["tokens"][:, 0]),
+        stop_reason=jnp.where(constrain(ended, None), STOP_EOS, STOP_LENGTH),
+    )
+
+
+def _write(
+    policy: tuple[Any, Filters],
+    rows: tuple,
+    *,
+    config: ModelConfig,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    early_exit: bool,
+    with_gaps: bool,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The fields `[B, N]` of Samples that the loop fills, and which rows `[B]` have ended.
+
+    Args:
+      policy: parameters and filters.
+      rows: prompts, their mask, tags, keys, ranks and budget, as of `sample`.
+    """
+    (params, filters), (prompts, prompt_mask, tags, keys, ranks, budget) = policy, rows
     num_samples, prompt_length = tags.shape[1], prompts.shape[1]
-    check_lengths(config, prompt_length, max_new_tokens)
     model, params = Transformer(config), params_for_sampling(config, params)
     logits, cache = prefill(config, params, prompts, prompt_mask)
     logits = jnp.repeat(logits, num_samples, axis=0)
-    if num_samples == 1 or in_force():  # on a mesh rows are cut over devices: a copy for each
+    if num_samples == 1 or in_force():  # where rows are cut over devices by XLA: a copy for each
         prefix, cache = None, repeat_rows(cache, num_samples, config)
     else:
         prefix, cache = cache, init_cache(config, tags.size, 0)
@@ -205,14 +240,7 @@ def sample(
         carry = t, logits, grow_cache(cache, slots), *rest
         carry = jax.lax.while_loop(partial(unfinished, end), step, carry)
     *_, done, _, written = carry
-    # Whole on every device, so that each process can read what all have drawn.
-    written = {name: constrain(values, None, None) for name, values in written.items()}
-    return Samples(
-        **written,
-        mask=completion_mask(written["tokens"], stop_ids),
-        tags=id_to_tag(config, written["tokens"][:, 0]),
-        stop_reason=jnp.where(constrain(done, None), STOP_EOS, STOP_LENGTH),
-    )
+    return written, done
 
 
 def prefill(

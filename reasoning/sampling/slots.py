@@ -18,7 +18,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from reasoning.models.axes import in_force
+from reasoning.models.axes import by_device, constrain, rows_apart
 from reasoning.models.cache import KVCache, init_cache
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
@@ -40,21 +40,24 @@ from reasoning.sampling.sampler import (
 CPU_ROWS, ROWS = 128, 1024
 
 
-def rows_at_a_time(num_sequences: int) -> int:
-    """In how many rows so many sequences are sampled on the default backend, if nobody says."""
-    return min(num_sequences, CPU_ROWS if jax.default_backend() == "cpu" else ROWS)
+def rows_at_a_time() -> int:
+    """In how many rows a device of the default backend samples at most, if nobody says."""
+    return CPU_ROWS if jax.default_backend() == "cpu" else ROWS
 
 
 def sampler_for(
-    num_sequences: int, num_slots: int | None, early_exit: bool = True
+    num_prompts: int, num_samples: int, num_slots: int | None, early_exit: bool = True
 ) -> Callable[..., Samples]:
-    """`sample_in_slots` where there are fewer rows than sequences, and no mesh; else `sample`.
+    """`sample_in_slots` where a device has fewer rows than sequences; else `sample`.
+
+    So also on a mesh whose devices do not go through their rows apart (`rows_apart`).
 
     Args:
-      num_slots: rows at a time; None: one for every sequence.
+      num_slots: rows at a time on each device; None: one for every sequence.
       early_exit: of `sample`; slots always end early.
     """
-    if num_slots is None or num_slots >= num_sequences or in_force():
+    parts = rows_apart(num_prompts)
+    if num_slots is None or not parts or num_slots >= num_prompts * num_samples // parts:
         return partial(sample, early_exit=early_exit)
     return partial(sample_in_slots, num_slots=num_slots)
 
@@ -109,24 +112,61 @@ def sample_in_slots(
     Args:
       prompts, prompt_mask: `[P, T]`, as those that follow, as `sample`.
       tags, keys: `[P, G]`.
-      num_slots: R, at most P * G.
+      num_slots: R, at most P * G; on a mesh of each device, and at most its part of them.
 
     Raises:
       ValueError: prompt and completion do not fit into the model's max_length, more rows than
-        sequences, or a mesh.
+        sequences, or a mesh whose devices do not go through the prompts apart (`rows_apart`).
     """
+    check_lengths(config, prompts.shape[1], max_new_tokens)
+    parts = rows_apart(len(prompts))
+    if not parts:
+        raise ValueError(
+            f"num_slots={num_slots}: on a mesh that cuts the parameters, or does not divide the "
+            f"{len(prompts)} prompts, every sequence has a row of its own; use sample."
+        )
+    if not 1 <= num_slots <= tags.size // parts:
+        raise ValueError(
+            f"num_slots={num_slots}: must be between 1 and the {tags.size // parts} sequences."
+        )
+
+    write = partial(
+        _write, config=config, max_new_tokens=max_new_tokens, stop_ids=stop_ids, pad_id=pad_id,
+        num_slots=num_slots,
+    )
+    rows = prompts, prompt_mask, tags, keys
+    tokens, log_probs = by_device(write, (params, filters), rows)
+    tokens, log_probs = constrain(tokens, None, None), constrain(log_probs, None, None)
+    ended = ends_at(tokens, stop_ids).any(axis=1)
+    return Samples(
+        tokens=tokens,
+        mask=completion_mask(tokens, stop_ids),
+        log_probs=log_probs,
+        tags=id_to_tag(config, tokens[:, 0]),
+        stop_reason=jnp.where(ended, STOP_EOS, STOP_LENGTH),
+    )
+
+
+def _write(
+    policy: tuple[Any, Filters],
+    rows: tuple,
+    *,
+    config: ModelConfig,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    num_slots: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens and log-probs `[B, N]` of the completions.
+
+    Args:
+      policy: parameters and filters.
+      rows: prompts, their mask, tags and keys.
+    """
+    (params, filters), (prompts, prompt_mask, tags, keys) = policy, rows
     num_samples, prompt_length = tags.shape[1], prompts.shape[1]
-    check_lengths(config, prompt_length, max_new_tokens)
     tags, keys = tags.reshape(-1), keys.reshape(-1)
     num_sequences = len(tags)
-    if in_force():
-        raise ValueError(
-            f"num_slots={num_slots}: on a mesh every sequence has a row of its own; use sample."
-        )
-    if not 1 <= num_slots <= num_sequences:
-        raise ValueError(
-            f"num_slots={num_slots}: must be between 1 and the {num_sequences} sequences."
-        )
     model, params = Transformer(config), params_for_sampling(config, params)
     first_logits, read = prefill(config, params, prompts, prompt_mask)
     prompt_lengths = prompt_mask.sum(axis=1)
@@ -189,14 +229,7 @@ def sample_in_slots(
         log_probs=written,
     )
     rows = jax.lax.while_loop(unfinished, step, rows)
-    ended = ends_at(rows.tokens, stop_ids).any(axis=1)
-    return Samples(
-        tokens=rows.tokens,
-        mask=completion_mask(rows.tokens, stop_ids),
-        log_probs=rows.log_probs,
-        tags=id_to_tag(config, rows.tokens[:, 0]),
-        stop_reason=jnp.where(ended, STOP_EOS, STOP_LENGTH),
-    )
+    return rows.tokens, rows.log_probs
 
 
 def _put_prompts(

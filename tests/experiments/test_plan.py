@@ -64,6 +64,21 @@ def test_the_samplers_cost_is_that_of_a_token(reports):
     assert report.memory["cache"] == 2 * 2 * (rows // 4) * (2 // 2) * slots * 4 * 4
 
 
+def test_devices_that_sample_apart_share_prompts_and_grow_their_cache():
+    config = tiny(data=2)
+    config.model.max_length = 112  # in stages
+    chosen = planned(config)
+    (report,) = plan.run(config, "cpu:2", ["sampler"])
+    prompt, steps, rows = chosen.setup.prompt_length, report.program.steps, 16
+    assert report.program.loops > 1
+    assert report.memory["cache"] == 2 * 2 * 2 * 4 * 4 * (4 * prompt + rows // 2 * steps)
+    assert report.memory["activations"] > 0
+    # The stages read half of their slots on average, and the model's own FLOPs are those of all.
+    whole = report.program.model_flops / 2
+    assert 0.5 * whole < report.cost.flops < whole
+    assert report.cost.moved == 0
+
+
 def test_an_rl_update_is_planned_with_its_reference_and_critic(tmp_path):
     config = tiny(fsdp=8)
     config.model.num_layers = 1

@@ -1,4 +1,4 @@
-"""Reinforcement learning cut over eight devices makes the updates of one device."""
+"""Reinforcement learning cut over devices makes the updates of a single one."""
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ from reasoning.runtime.meshes import (
 
 MODEL = ModelConfig(
     vocab_size=28, num_strategies=4, d_model=16, num_layers=1, num_heads=4, num_kv_heads=2,
-    head_dim=4, d_ff=32, max_length=24,
+    head_dim=4, d_ff=32, max_length=40,
 )
 CONFIG = RLConfig(
     model=MODEL,
     algorithm=make_algorithm("grpo", kl_coef=0.1),
-    rollout=RolloutConfig(num_samples=4, max_new_tokens=16),
+    rollout=RolloutConfig(num_samples=4, max_new_tokens=32, num_slots=8),
     stop_ids=(1,),
     pad_id=0,
     num_prompts=8,
@@ -63,11 +63,15 @@ def train(mesh, compiled):
         return state, jax.device_get(metrics)
 
 
+@pytest.mark.parametrize("shape", [
+    MeshShape(1, 2, 2, 2),
+    MeshShape(2, 2, 1, 1),  # whose devices go through their rows apart, in parts of like lengths
+], ids=lambda shape: "x".join(map(str, shape.sizes)))
 @pytest.mark.parametrize(
     "compiled", [pytest.param(True, marks=pytest.mark.slow), False], ids=["one_program", "in_turn"]
 )
-def test_eight_devices_improve_a_policy_as_one(compiled):
-    mesh = make_mesh(MeshShape(1, 2, 2, 2))
+def test_devices_of_a_mesh_improve_a_policy_as_one(shape, compiled):
+    mesh = make_mesh(shape, jax.devices()[: shape.devices])
     alone, expected = train(None, compiled)
     state, metrics = train(mesh, compiled)
     for ours, theirs in zip(*(jax.tree.leaves(s.params) for s in (state, alone)), strict=True):

@@ -61,6 +61,7 @@ def test_eight_devices_train_and_sample_as_one(alone, shape):
 @pytest.mark.parametrize(("shape", "devices"), [
     pytest.param("2x2x2", 4, marks=pytest.mark.slow),
     pytest.param("1x1x2", 1, marks=pytest.mark.slow),  # both processes hold the same rows
+    pytest.param("2x1x1", 1, marks=pytest.mark.slow),  # each goes through its own rows by itself
 ])
 def test_two_processes_are_as_one(alone, shape, devices):
     for told in two_processes("mesh_worker.py", shape, devices, 2):

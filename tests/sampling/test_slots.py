@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
+from reasoning.runtime.meshes import MeshShape, make_mesh, use_mesh
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, pad_prompts, sample, sequence_keys
 from reasoning.sampling.slots import sample_in_slots, sampler_for
@@ -73,11 +73,34 @@ def test_more_rows_than_sequences_are_refused(config, params):
             draw(sample_in_slots, config, params, num_slots=num_slots)
 
 
-def test_slots_are_for_fewer_rows_than_sequences_and_no_mesh():
-    fewer = sampler_for(9, 8, early_exit=False)
+def mesh_of(devices, **shape):
+    return use_mesh(make_mesh(MeshShape(**shape), jax.devices()[:devices]))
+
+
+def test_slots_are_for_fewer_rows_than_sequences():
+    fewer = sampler_for(3, 3, 8, early_exit=False)
     assert fewer.func is sample_in_slots and fewer.keywords == {"num_slots": 8}
-    plain = [sampler_for(9, rows, early_exit=False) for rows in (9, 10, None)]
-    with jax.set_mesh(jax.make_mesh((1,), ("data",))), nn.logical_axis_rules((("row", "data"),)):
-        plain.append(sampler_for(9, 8, early_exit=False))
+    plain = [sampler_for(3, 3, rows, early_exit=False) for rows in (9, 10, None)]
+    for mesh in (mesh_of(3, fsdp=3), mesh_of(3, tensor=3), mesh_of(2, data=2), mesh_of(3, data=3)):
+        with mesh:  # which cuts parameters, does not divide the prompts, leaves a device 3 rows
+            plain.append(sampler_for(3, 3, 3, early_exit=False))
+    with mesh_of(3, data=3):
+        assert sampler_for(3, 3, 2).func is sample_in_slots
     for each in plain:
         assert each.func is sample and each.keywords == {"early_exit": False}
+
+
+@pytest.mark.parametrize("shape", [{"data": 3}, {"replica": 3}], ids=str)
+def test_devices_of_a_mesh_sample_apart(config, rough_params, shape):
+    config = dataclasses.replace(config, scan_layers=True)
+    params = rough_params(config)
+    expected = draw(sample, config, params)
+    lengths = expected.mask.sum(axis=1).reshape(3, 12)
+    assert len(np.unique(lengths.sum(axis=1))) == 3  # their loops end at different steps
+    with mesh_of(3, **shape):
+        assert_same(draw(sample, config, params), expected)
+        assert_same(draw(sample_in_slots, config, params, num_slots=5), expected)
+        with pytest.raises(ValueError, match=r"^num_slots=13: must be between 1 and the 12 seq"):
+            draw(sample_in_slots, config, params, num_slots=13)
+    with mesh_of(3, fsdp=3), pytest.raises(ValueError, match=r"^num_slots=5: on a mesh that cuts "):
+        draw(sample_in_slots, config, params, num_slots=5)
