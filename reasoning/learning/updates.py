@@ -204,8 +204,11 @@ def sft_update(
         def add(total: Any, part: Sequences) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(params, part)), None
 
-        nothing = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
-        total, _ = jax.lax.scan(add, nothing, split_rows(sequences, num_microbatches))
+        if num_microbatches == 1:
+            total = gradient(params, sequences)
+        else:
+            nothing = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
+            total, _ = jax.lax.scan(add, nothing, split_rows(sequences, num_microbatches))
         return jax.tree.map(lambda x: x[None], total)
 
     made = by_device(of_rows, state.params, sequences, num_microbatches)

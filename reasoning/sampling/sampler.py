@@ -138,7 +138,6 @@ def sample(
       ValueError: prompt and completion do not fit into the model's max_length.
     """
     check_lengths(config, prompts.shape[1], max_new_tokens)
-
     write = partial(
         _write, config=config, max_new_tokens=max_new_tokens, stop_ids=stop_ids, pad_id=pad_id,
         early_exit=early_exit, with_gaps=with_gaps,

@@ -50,7 +50,7 @@ def sampler_for(
 ) -> Callable[..., Samples]:
     """`sample_in_slots` where a device has fewer rows than sequences; else `sample`.
 
-    So also on a mesh whose devices do not go through their rows apart (`rows_apart`).
+    On a mesh whose devices do not go through their rows apart (`rows_apart`) it is `sample`, too.
 
     Args:
       num_slots: rows at a time on each device; None: one for every sequence.
