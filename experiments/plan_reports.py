@@ -196,7 +196,7 @@ def _work(report: Report, largest: int) -> list[str]:
         before = report.prefill
         lines.append(
             f"  prefill      {amount(before.flops, 'FLOPs')}, {amount(before.hbm_bytes, 'B')} of "
-            f"HBM, {amount(before.moved, 'B')} sent; then up to {report.program.steps} tokens"
+            f"HBM, {amount(before.moved, 'B')} sent; then up to {report.program.steps} steps"
         )
     return lines
 

@@ -32,6 +32,7 @@ from reasoning.models.transformer import init_params
 from reasoning.rewards.verdicts import Verdicts
 from reasoning.runtime.meshes import ROWS, param_shardings, row_sharding, use_mesh
 from reasoning.sampling.sampler import cache_stages
+from reasoning.sampling.slots import rows_at_a_time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +114,7 @@ def planned(config: ml_collections.ConfigDict) -> Plan:
             )
         model = dataclasses.replace(setup.model, vocab_size=sizes.vocab_size)
         setup = dataclasses.replace(setup, model=model, prompt_length=sizes.prompt_length)
-    # The most that a step may need: completions as long as they can be, a row for every sample.
-    return Plan(config, setup, rl_config(setup, config.rl, early_exit=False))
+    return Plan(config, setup, rl_config(setup, config.rl))
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:
@@ -225,36 +225,49 @@ def _prompts(plan: Plan, mesh: Mesh) -> ro.PromptBatch:
     return ro.PromptBatch(ids, ids, _rows(mesh, (count,)), _rows(mesh, (count,)))
 
 
-def _draw(plan: Plan) -> Callable[..., Any]:
-    """The sampler, as the steps of RL call it; its loops end when all rows have."""
+def _draw(plan: Plan, num_slots: int | None) -> Callable[..., Any]:
+    """The sampler, as the steps of RL call it."""
     config = plan.rl
     return partial(
-        ro.draw, config=config.model, rollout=dataclasses.replace(config.rollout, early_exit=True),
-        stop_ids=config.stop_ids, pad_id=config.pad_id,
+        ro.draw, config=config.model, stop_ids=config.stop_ids, pad_id=config.pad_id,
+        rollout=dataclasses.replace(config.rollout, num_slots=num_slots),
     )
+
+
+def _decoding(
+    plan: Plan, mesh: Mesh, num_slots: int
+) -> tuple[int, int, list[tuple[int, int]]]:
+    """How the devices decode: rows at a time, loops, and the caches as rows and slots."""
+    num_prompts, num_samples = plan.rl.num_prompts, plan.rl.rollout.num_samples
+    prompt, new = plan.setup.prompt_length, plan.rl.rollout.max_new_tokens
+    with use_mesh(mesh):
+        apart = rows_apart(num_prompts)
+    sequences, stages = num_prompts * num_samples, len(cache_stages(new)) if apart else 1
+    if 0 < apart * num_slots < sequences:
+        rows = apart * num_slots
+        return rows, 1, [(num_prompts, prompt), (rows, prompt + new)]
+    if apart and num_samples > 1:  # which share their prompt's
+        return sequences, stages, [(num_prompts, prompt), (sequences, new)]
+    return sequences, stages, [(sequences, prompt + new)]
 
 
 def sampler(plan: Plan, mesh: Mesh) -> Program:
     """`rl.samples` completions of `rl.prompts` prompts: prefill, then one token at a time."""
     params, key = _params(plan.model, mesh), jax.eval_shape(jax.random.key, 0)
-    rollout, rows = plan.rl.rollout, plan.rl.num_prompts * plan.rl.rollout.num_samples
-    prompt, new = plan.setup.prompt_length, rollout.max_new_tokens
-    with use_mesh(mesh):
-        apart = rows_apart(plan.rl.num_prompts)
-    sizes = [(plan.rl.num_prompts, prompt), (rows, new)]  # samples share their prompt's
-    if not apart or rollout.num_samples == 1:
-        sizes = [(rows, prompt + new)]
+    prompt, new = plan.setup.prompt_length, plan.rl.rollout.max_new_tokens
+    num_slots = plan.config.rl.num_slots or rows_at_a_time(mesh.devices.flat[0].platform)
+    rows, loops, sizes = _decoding(plan, mesh, num_slots)
     caches = [jax.eval_shape(partial(init_cache, plan.model, *size)) for size in sizes]
     axes = PartitionSpec(*(None,) * plan.model.scan_layers, ROWS, "tensor")  # [B, K, C, H]
     return Program(
         name="sampler",
-        function=jax.jit(_draw(plan)),
+        function=jax.jit(_draw(plan, num_slots)),
         arguments=(params, _prompts(plan, mesh), _copied(mesh, key)),
         keywords={},
         kinds={"parameters": params},
         model_flops=forward_flops(plan.model, rows, 1, prompt + new, 1),
-        steps=new,
-        loops=len(cache_stages(new)) if apart else 1,
+        steps=-(-plan.rl.num_prompts * plan.rl.rollout.num_samples // rows) * new,
+        loops=loops,
         cache=_placed([(x.keys, x.values) for x in caches], NamedSharding(mesh, axes)),
     )
 
@@ -304,7 +317,7 @@ def rl_update(plan: Plan, mesh: Mesh) -> Program:
         critic = {"model": params, "head": head}
         opt_state = _opt_state(shapes.critic_opt_state, critic, mesh)
         state = state.replace(critic=critic, critic_opt_state=opt_state)
-    samples = jax.eval_shape(_draw(plan), params, prompts, key)
+    samples = jax.eval_shape(_draw(plan, None), params, prompts, key)
     rows = samples.tokens.shape[0]
     verdicts = Verdicts(*(jax.ShapeDtypeStruct((rows,), d) for d in (jnp.float32, jnp.int32)))
     rollouts = jax.eval_shape(

@@ -26,6 +26,7 @@ from reasoning.evaluation.estimators import (
     mean_estimate,
     pass_curve,
 )
+from reasoning.models.axes import row_parts
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
 from reasoning.rewards.host import HostFunction
@@ -204,8 +205,9 @@ def in_batches(
     ids, mask = pad_prompts(prompts, policy.text_format.pad_id)
     parts, seconds = [], []
     batch_problems = min(batch_problems, len(problems))
+    batch_problems += -batch_problems % row_parts()
     for start in range(0, len(problems), batch_problems):
-        # The last batch is filled up with its first prompt, so that one shape is compiled.
+        # Filled up with its first prompt, so that one shape is compiled, and a mesh divides it.
         index = np.arange(start, start + batch_problems)
         index = np.where(index < len(problems), index, start)
         started = time.perf_counter()

@@ -6,6 +6,7 @@ Axes: P prompts, G samples of each, N trained positions: all tokens of the compl
 (the strategy tag) alone.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -66,17 +67,29 @@ class Experience:
     weights: jax.Array | None = None
 
 
+def _num_cuts(batch: Experience, config: RLConfig) -> int:
+    if config.num_microbatches == 1 or not config.rollout.early_exit:
+        return 1
+    return min(max(batch.tokens.shape[2] // LEAST_CUT, 1), MOST_CUTS)
+
+
 def part_lengths(batch: Experience, config: RLConfig) -> list[int]:
     """How many positions a part may be cut to, in ascending order; the last is N.
 
     N alone where a minibatch is one part, where the devices of a mesh go through it together, and
     without `rollout.early_exit`.
     """
-    length = batch.tokens.shape[2]
-    count = min(max(length // LEAST_CUT, 1), MOST_CUTS)
-    if config.num_microbatches == 1 or in_force() or not config.rollout.early_exit:
-        count = 1
+    length, count = batch.tokens.shape[2], 1 if in_force() else _num_cuts(batch, config)
     return [-(-length * (i + 1) // count) for i in range(count)]
+
+
+def part_unit(batch: Experience, num_parts: int, config: RLConfig) -> int:
+    """A device that makes so many parts by itself needs a multiple of so many prompts.
+
+    Parts of several lengths are made of samples, others of whole prompts.
+    """
+    samples = batch.tokens.shape[1] if _num_cuts(batch, config) > 1 else 1
+    return num_parts // math.gcd(num_parts, samples)
 
 
 def split_by_length(batch: Experience, num_parts: int) -> tuple[Experience, jax.Array]:
@@ -274,7 +287,7 @@ def _by_parts(
             lambda x: x.reshape(order.size, -1)[back].reshape(read.tokens.shape), found
         )
 
-    return by_device(of_rows, params, read, num_parts)
+    return by_device(of_rows, params, read, part_unit(read, num_parts, config))
 
 
 def _score(

@@ -31,6 +31,7 @@ from reasoning.learning.experience import (
     at_own_length,
     make_experience,
     part_lengths,
+    part_unit,
     split_by_length,
 )
 from reasoning.learning.optimizers import freeze
@@ -145,9 +146,8 @@ def _gradient(
         totals, metrics = jax.lax.scan(add, start, parts)
         return jax.tree.map(lambda x: x[None], totals), metrics
 
-    totals, (sums, maxima) = by_device(
-        of_rows, (objective, params), batch, config.num_microbatches
-    )
+    unit = part_unit(batch, config.num_microbatches, config)
+    totals, (sums, maxima) = by_device(of_rows, (objective, params), batch, unit)
     grads, loss = jax.tree.map(lambda x: x.sum(axis=0), totals)
     tokens = jnp.maximum(batch.mask.sum(), 1.0)
     metrics = {name: value.sum() / tokens for name, value in sums.items()}

@@ -44,6 +44,14 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition(names, x.shape, mesh.shape))
 
 
+def row_parts() -> int:
+    """Into how many parts a mesh cuts rows; 1 without one."""
+    if not in_force():
+        return 1
+    mesh = jax.sharding.get_abstract_mesh().shape
+    return math.prod(mesh[axis] for axis in dict(nn.get_logical_axis_rules())["batch"])
+
+
 def rows_apart(num_rows: int, unit: int = 1) -> int:
     """Into how many parts so many rows fall, each of which a device goes through by itself.
 

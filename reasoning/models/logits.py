@@ -44,7 +44,7 @@ def map_logits(
 ) -> Any:
     """`read(logits, *along)` of every token, by chunks of at most `largest` logits.
 
-    One token of every row is the least. Under a mesh, which cuts them, all are made at once.
+    One token of every row is the least. Where a mesh cuts them all are made at once.
 
     Args:
       read: maps logits `[B, t, V+S]` and the parts `[B, t, ...]` of the other arrays to a tree of

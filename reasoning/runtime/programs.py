@@ -6,7 +6,8 @@
 XLA's own `cost_analysis` counts the body of a loop once. Here every instruction counts as often as
 its loops run: by the trip count that the compiler wrote down, or else by the limit that the loop's
 condition compares its counter with. A loop whose end depends on data has neither
-and counts `unknown_trips` times, so a program's cost is linear in that number.
+and counts `unknown_trips` times, so a program's cost is linear in that number. Of the branches of
+a conditional the costliest counts.
 """
 
 import dataclasses
@@ -82,12 +83,21 @@ class Cost:
         return sum(x.moved * x.count for x in self.collectives)
 
     def divided(self, parts: int) -> "Cost":
-        """An equal part of it; a collective may then count a fraction of once."""
+        """An equal part of it."""
         return Cost(
             self.flops / parts,
             self.hbm_bytes / parts,
             self.cycles / parts,
             tuple(dataclasses.replace(x, count=x.count / parts) for x in self.collectives),
+        )
+
+    def plus(self, other: "Cost") -> "Cost":
+        """The sum of two costs."""
+        return Cost(
+            self.flops + other.flops,
+            self.hbm_bytes + other.hbm_bytes,
+            self.cycles + other.cycles,
+            self.collectives + other.collectives,
         )
 
     def minus(self, other: "Cost") -> "Cost":
@@ -310,8 +320,6 @@ def analyse(text: str, unknown_trips: float = 1) -> Cost:
       ValueError: the text is no HLO module.
     """
     computations, entry = parse(text)
-    flops = moved = cycles = 0.0
-    exchanges: list[Collective] = []
 
     def inside(name: str) -> Iterator[tuple[Instruction, Computation]]:
         """The instructions of a fusion, and of the fusions in it."""
@@ -320,20 +328,18 @@ def analyse(text: str, unknown_trips: float = 1) -> Cost:
             if x.opcode == "fusion" or x.opcode.startswith("async-start"):
                 yield from inside(attribute(x, "calls"))
 
-    def visit(name: str, times: float, seen: frozenset[str] = frozenset()) -> None:
-        nonlocal flops, moved, cycles
-        computation, channels, loops = computations[name], set(seen), []
+    def visit(name: str, times: float, seen: frozenset[str] = frozenset()) -> Cost:
+        flops = moved = cycles = 0.0
+        exchanges: list[Collective] = []
+        computation, channels, called = computations[name], set(seen), []
         for x in computation.instructions.values():
             if x.opcode == "while":
                 trips = trip_count(x, computation, computations)
                 times_inside = times * (unknown_trips if trips is None else trips)
-                loops.append((attribute(x, "body"), times_inside))
+                called.append(([attribute(x, "body")], times_inside))
                 continue
             if x.opcode in ("call", "conditional"):
-                branches = re.search(r"branch_computations=\{([^}]*)\}", x.attributes)
-                names = _NAME.findall(branches[1]) if branches else _CALLED.findall(x.attributes)
-                names += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", x.attributes)
-                loops.extend((called, times) for called in names)
+                called.append((_called(x), times))
                 continue
             moved += times * hbm_bytes(x, computation, computations)
             estimate = re.search(r'"estimated_cycles":"(\d+)"', x.attributes)
@@ -351,8 +357,19 @@ def analyse(text: str, unknown_trips: float = 1) -> Cost:
                     channels.add(channel[1])
                 exchanges.append(found)
                 moved += times * _exchanged_bytes(part, of, found)
-        for called, times_inside in loops:
-            visit(called, times_inside, frozenset(channels))
+        total = Cost(flops, moved, cycles, tuple(exchanges))
+        for names, times_inside in called:
+            costs = [visit(each, times_inside, frozenset(channels)) for each in names]
+            total = total.plus(max(costs, key=lambda cost: (cost.flops, cost.hbm_bytes)))
+        return total
 
-    visit(entry, 1.0)
-    return Cost(flops, moved, cycles, tuple(exchanges))
+    return visit(entry, 1.0)
+
+
+def _called(instruction: Instruction) -> list[str]:
+    """What a call calls, or the branches of a conditional."""
+    branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+    if branches:
+        return _NAME.findall(branches[1])
+    chosen = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.attributes)
+    return chosen or _CALLED.findall(instruction.attributes)

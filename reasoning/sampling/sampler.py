@@ -231,7 +231,7 @@ def _write(
         None if budget is None else budgets.start(budget),
         {**written, "gaps": empty} if with_gaps else written,
     )
-    # On a mesh in one stage: while it grows the cache is there twice, and memory binds there.
+    # In one stage where parameters are cut: memory binds there, and a growing cache is there twice.
     stages = [max_new_tokens] if in_force() else cache_stages(max_new_tokens)
     for end in stages:
         t, logits, cache, *rest = carry

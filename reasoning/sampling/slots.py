@@ -40,9 +40,9 @@ from reasoning.sampling.sampler import (
 CPU_ROWS, ROWS = 128, 1024
 
 
-def rows_at_a_time() -> int:
-    """In how many rows a device of the default backend samples at most, if nobody says."""
-    return CPU_ROWS if jax.default_backend() == "cpu" else ROWS
+def rows_at_a_time(platform: str | None = None) -> int:
+    """In how many rows a device samples at most, if nobody says: "cpu", "gpu", "tpu", or jax's."""
+    return CPU_ROWS if (platform or jax.default_backend()) == "cpu" else ROWS
 
 
 def sampler_for(
@@ -127,7 +127,8 @@ def sample_in_slots(
         )
     if not 1 <= num_slots <= tags.size // parts:
         raise ValueError(
-            f"num_slots={num_slots}: must be between 1 and the {tags.size // parts} sequences."
+            f"num_slots={num_slots}: must be between 1 and the {tags.size // parts} sequences of a "
+            "device."
         )
 
     write = partial(

@@ -79,6 +79,29 @@ def test_devices_that_sample_apart_share_prompts_and_grow_their_cache():
     assert report.cost.moved == 0
 
 
+def test_a_device_that_has_fewer_rows_than_sequences_is_planned_with_slots():
+    config = tiny(data=2)
+    config.rl.num_slots = 5
+    chosen = planned(config)
+    (report,) = plan.run(config, "cpu:2", ["sampler"])
+    prompt, new = chosen.setup.prompt_length, chosen.rl.rollout.max_new_tokens
+    assert report.program.steps == 2 * new  # 8 sequences of a device in 5 rows
+    assert report.memory["cache"] == 2 * 2 * 2 * 4 * 4 * (4 * prompt + 5 * (prompt + new))
+
+
+def test_devices_that_go_through_their_rows_apart_add_up_gradients_once():
+    config = tiny(data=2)
+    config.rl.prompts, config.rl.microbatches, config.rl.samples = 8, 8, 8
+    config.finetune.microbatches = 4
+    reports = plan.run(config, "cpu:2", ["training step", "RL update"])
+    for report in reports:
+        kinds = plan_reports.by_kind(report.cost.collectives)
+        count, moved = kinds["all-reduce"]
+        # Twice the half of the gradient, and some figures; once, whatever the number of parts.
+        assert moved == pytest.approx(report.memory["parameters"], rel=0.05)
+        assert count < 2 + len(jax.tree.leaves(report.program.kinds["parameters"]))
+
+
 def test_an_rl_update_is_planned_with_its_reference_and_critic(tmp_path):
     config = tiny(fsdp=8)
     config.model.num_layers = 1

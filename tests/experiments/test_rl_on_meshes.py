@@ -27,7 +27,7 @@ MODEL = ModelConfig(
 CONFIG = RLConfig(
     model=MODEL,
     algorithm=make_algorithm("grpo", kl_coef=0.1),
-    rollout=RolloutConfig(num_samples=4, max_new_tokens=32, num_slots=8),
+    rollout=RolloutConfig(num_samples=4, max_new_tokens=32, num_slots=5),
     stop_ids=(1,),
     pad_id=0,
     num_prompts=8,

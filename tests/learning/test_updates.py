@@ -17,7 +17,9 @@ from reasoning.learning import assignment
 from reasoning.learning.losses import REDUCTIONS
 from reasoning.learning.optimizers import OptimizerConfig, make_optimizer
 from reasoning.learning.updates import init_state, label_mask, sft_update
+from reasoning.models.axes import rows_apart
 from reasoning.models.strategies import spread_strategies
+from reasoning.runtime.meshes import MeshShape, make_mesh, use_mesh
 
 ADAMW, MUON = (
     make_optimizer(
@@ -89,6 +91,18 @@ def test_microbatches_add_up_to_the_whole(config, params, reduction, num_microba
         for count in (1, num_microbatches)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2, 8])
+def test_devices_that_copy_the_parameters_add_up_to_one(config, params, num_microbatches):
+    """With 8 parts of 8 rows they do not divide the parts, and go through them together."""
+    optimizer = optax.sgd(1.0)
+    settings = dict(optimizer=optimizer, num_microbatches=num_microbatches)
+    alone = update(config, init_state(params, optimizer), **settings)
+    with use_mesh(make_mesh(MeshShape(data=2), jax.devices()[:2])):
+        assert rows_apart(ROWS, num_microbatches) == (0 if num_microbatches == 8 else 2)
+        cut = update(config, init_state(params, optimizer), **settings)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cut, alone)
 
 
 KINDS = [{}, {"position_encoding": "rope"}, {"windows": (3, 0)}]

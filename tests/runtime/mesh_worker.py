@@ -25,7 +25,8 @@ from reasoning.runtime.meshes import (
     use_mesh,
 )
 from reasoning.sampling.filters import Filters
-from reasoning.sampling.sampler import OWN_TAG, sample
+from reasoning.sampling.sampler import OWN_TAG
+from reasoning.sampling.slots import sampler_for
 
 STEPS, ROWS, LENGTH = 20, 16, 24
 PACKING = 8, 48  # sequences, and their tokens: two rows in each
@@ -71,7 +72,8 @@ def train_and_sample(mesh):
             )
             losses.append(float(metrics["loss"]))
         prompts = np.random.default_rng(0).integers(3, 30, (8, 6)).astype(np.int32)
-        samples = sample(
+        # In slots where there is no mesh, or one that copies the parameters.
+        samples = sampler_for(8, 2, 1)(
             state.params, prompts, np.ones_like(prompts), np.full((8, 2), OWN_TAG),
             jax.random.split(jax.random.key(1), (8, 2)), Filters(), config=CONFIG,
             max_new_tokens=40, stop_ids=(1,), pad_id=0,

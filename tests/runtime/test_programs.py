@@ -217,3 +217,14 @@ def test_an_instruction_may_take_several_lines():
     assert computations[entry].root.name == "twice"
     assert list(computations[entry].instructions) == ["p", "kernel", "twice"]
     assert analyse(KERNEL).cycles == 77
+
+
+def test_of_the_branches_of_a_conditional_the_costliest_counts():
+    weight = jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32)
+
+    def program(weight, which):
+        branches = [lambda x: x, lambda x: x @ x @ x, lambda x: x @ x]
+        return jax.lax.switch(which, branches, weight) @ weight
+
+    text = compiled_text(program, weight, jax.ShapeDtypeStruct((), jnp.int32))
+    assert analyse(text).flops == 3 * 2 * WIDTH**3

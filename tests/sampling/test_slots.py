@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from reasoning.runtime.meshes import MeshShape, make_mesh, use_mesh
+from reasoning.sampling.budgets import Budget
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import OWN_TAG, STOP_EOS, pad_prompts, sample, sequence_keys
 from reasoning.sampling.slots import sample_in_slots, sampler_for
@@ -100,7 +101,16 @@ def test_devices_of_a_mesh_sample_apart(config, rough_params, shape):
     with mesh_of(3, **shape):
         assert_same(draw(sample, config, params), expected)
         assert_same(draw(sample_in_slots, config, params, num_slots=5), expected)
-        with pytest.raises(ValueError, match=r"^num_slots=13: must be between 1 and the 12 seq"):
+        with pytest.raises(ValueError, match=r"^num_slots=13: .* the 12 sequences of a device"):
             draw(sample_in_slots, config, params, num_slots=13)
+    more = dict(
+        ranks=np.tile(np.array([-1, 2], np.int32), (3, 6)), with_gaps=True,
+        budget=Budget(np.full((3, 12), 3), np.full((3, 12), 1), 9, (9, 8), (7,)),
+    )
+    expected = draw(sample, config, params, **more)
+    with mesh_of(3, **shape):
+        found = draw(sample, config, params, **more)
+    assert_same(found, expected)
+    np.testing.assert_allclose(found.gaps, expected.gaps, atol=2e-5)
     with mesh_of(3, fsdp=3), pytest.raises(ValueError, match=r"^num_slots=5: on a mesh that cuts "):
         draw(sample_in_slots, config, params, num_slots=5)
