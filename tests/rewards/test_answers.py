@@ -383,14 +383,14 @@ def test_any_structure_is_read(text):
     ids=lambda text: ascii(text[:12]),
 )  # fmt: skip
 def test_hostile_texts_take_no_time(text):
-    started = time.perf_counter()
+    started = time.process_time()
     for rules in (("boxed",), ("hashes",), ("final_number",)):
         extract(text, rules)
     for answer in (text[:MAX_ANSWER], "x=" + text[: MAX_ANSWER - 2]):
         for kind in ("number", "expression", "text"):
             compare("7", answer, kind)
             vote_key(answer, kind)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_bad_gold_answers_are_refused():

@@ -208,9 +208,9 @@ def test_gold_answers_are_checked_before_anything_is_judged():
 
     golds = [asked(f"{i},000", "number") for i in range(1, 10)]
     golds += [asked(rf"\frac{{{i}}}{{7}} + x", "expression") for i in range(8800)]
-    started = time.perf_counter()
+    started = time.process_time()
     check_questions([*golds, asked("(A)", "text"), asked("x, y", "expression")])
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     for gold, kind, sentence in (
         ("twelve", "number", "gold='twelve': is no number"), ("\t", "text", r"gold='\\t': a gold"),
         ("9" * 65, "expression", "gold='9+': is itself too_long; write"),
