@@ -6,7 +6,7 @@
 
 sampler, sft, rl: on the work that peers are timed on; sft by one part of the batch at a time, of
     several. `share_of_peak`, of the first two, is that of the machine's matrix products in the
-    model's own type.
+    model's own type. With --jax_num_cpu_devices=2 each core of two samples half of the rows.
 decode: one sequence, with the share of the machine's memory bandwidth (`--size=350m`). As the
     sampler it ends with `products_alone`: the products with the weights and nothing else.
 set_loss: matched tags beside plain fine-tuning on the same traces.

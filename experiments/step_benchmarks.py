@@ -35,6 +35,7 @@ from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import TABLE
 from reasoning.models.transformer import init_params, params_for_sampling
 from reasoning.rewards.verdicts import Completions, Verdicts, reason_id
+from reasoning.runtime.meshes import MeshShape, make_mesh, use_mesh
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import Samples, sample, sequence_keys
 from reasoning.sampling.slots import sample_in_slots
@@ -182,29 +183,34 @@ def measure_sampler(size: str, repeats: int) -> Iterator[Row]:
 
     Those end at any of 1 in 39 ids, which a policy with random weights draws about as often as
     others: after 40 tokens on average. The second program has a row for each of them, so many at a
-    time; in the third, the rows go on with the next sequence when theirs ends. `tokens_per_s`
+    time; in the third, the rows go on with the next sequence when theirs ends. On a CPU each of
+    several devices has its part of the rows, if they divide them. `tokens_per_s`
     counts what was written up to <eos>. Last, the products with the weights of the first program.
     """
     work = WORK[size]
     rows, prompt, new = work.rows, work.prompt, work.new_tokens
     config = model_config(size, prompt + new)
     stops = tuple(range(3, 3 + max(config.vocab_size // 39, 1)))
+    apart = jax.default_backend() == "cpu" and rows % jax.device_count() == 0
+    num_devices = jax.device_count() if apart else 1
     programs = [
         sampler_program(config, rows, prompt, new, (config.output_size,)),
         sampler_program(config, 4 * rows, prompt, new, stops, batches=4),
-        sampler_program(config, 4 * rows, prompt, new, stops, num_slots=rows),
+        sampler_program(config, 4 * rows, prompt, new, stops, num_slots=rows // num_devices),
     ]
+    with use_mesh(make_mesh(MeshShape(data=num_devices)) if num_devices > 1 else None):
+        peaks = [program.peak_bytes for program in programs]  # compiled here, for the mesh
     limit, plain = matmul_limit(config.dtype), model_config(size, prompt + new, scan_layers=False)
     params = params_for_sampling(plain, init_params(plain, jax.random.key(0)))
     products = products_alone(plain, params, rows, new)
     *laps, alone, best = run_in_turn([*programs, products, limit], repeats)
     kinds = ("whole", "heavy_tail", "heavy_tail_slots")
-    for kind, timed, of_program in zip(kinds, programs, laps, strict=True):
+    for kind, timed, of_program, peak in zip(kinds, programs, laps, peaks, strict=True):
         tokens = int(timed.result.mask.sum())
         flops = sampling_flops(config, prompt, np.asarray(timed.result.mask).reshape(-1, new))
         yield report(
             "sampler", size, tokens, of_program, (limit, best, flops / tokens), kind=kind,
-            dtype=config.dtype, peak_bytes=timed.peak_bytes,
+            dtype=config.dtype, peak_bytes=peak,
         )
     yield report(
         "sampler", size, rows * new, alone, (limit, best, 2 * count_matrices(params)),

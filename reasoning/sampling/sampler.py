@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reasoning.models.axes import by_device, constrain, in_force
+from reasoning.models.axes import by_device, constrain, in_force, rows_apart
 from reasoning.models.cache import KVCache, grow_cache, init_cache, repeat_rows
 from reasoning.models.config import ModelConfig
 from reasoning.models.strategies import id_to_tag
@@ -144,14 +144,23 @@ def sample(
     )
     rows = prompts, prompt_mask, tags, keys, ranks, budget
     written, ended = by_device(write, (params, filters), rows)
-    # Whole on every device, so that each process can read what all have drawn.
-    written = {name: constrain(values, None, None) for name, values in written.items()}
+    if gathers(len(prompts)):
+        written = {name: constrain(values, None, None) for name, values in written.items()}
+        ended = constrain(ended, None)
     return Samples(
         **written,
         mask=completion_mask(written["tokens"], stop_ids),
         tags=id_to_tag(config, written["tokens"][:, 0]),
-        stop_reason=jnp.where(constrain(ended, None), STOP_EOS, STOP_LENGTH),
+        stop_reason=jnp.where(ended, STOP_EOS, STOP_LENGTH),
     )
+
+
+def gathers(num_prompts: int) -> bool:
+    """Whether what devices have drawn is made whole on every one, for each process to read it.
+
+    Not where all is in one process and they draw apart: none then waits for another.
+    """
+    return jax.process_count() > 1 or not rows_apart(num_prompts)
 
 
 def _write(

@@ -31,6 +31,7 @@ from reasoning.sampling.sampler import (
     Samples,
     check_lengths,
     completion_mask,
+    gathers,
     prefill,
     sample,
 )
@@ -137,7 +138,8 @@ def sample_in_slots(
     )
     rows = prompts, prompt_mask, tags, keys
     tokens, log_probs = by_device(write, (params, filters), rows)
-    tokens, log_probs = constrain(tokens, None, None), constrain(log_probs, None, None)
+    if gathers(len(prompts)):
+        tokens, log_probs = constrain(tokens, None, None), constrain(log_probs, None, None)
     ended = ends_at(tokens, stop_ids).any(axis=1)
     return Samples(
         tokens=tokens,

@@ -1,5 +1,6 @@
 """The benchmark on a tiny size: it measures, checks what it says it checks, and refuses."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -102,6 +103,17 @@ def test_the_samplers_share_of_the_peak_is_that_of_its_prompts_and_tokens(monkey
     assert products["share_of_peak"] < whole["share_of_peak"]  # without prompts and attention
     # The same samples, in other rows.
     assert batches["tokens"] == slots["tokens"] < 16 * 8
+
+
+def test_devices_of_a_cpu_share_out_the_samplers_rows(monkeypatch):
+    work = dataclasses.replace(step_benchmarks.WORK["tiny"], rows=8)
+    monkeypatch.setitem(step_benchmarks.WORK, "tiny", work)
+    monkeypatch.setattr(step_benchmarks, "run_in_turn", one_second_each)
+    together = rows("sampler")
+    assert jax.device_count() == 8
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    for cut, whole in zip(together[:3], rows("sampler")[:3], strict=True):
+        assert cut["tokens"] == whole["tokens"] and cut["peak_bytes"] < whole["peak_bytes"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
