@@ -143,24 +143,27 @@ def sample(
         early_exit=early_exit, with_gaps=with_gaps,
     )
     rows = prompts, prompt_mask, tags, keys, ranks, budget
-    written, ended = by_device(write, (params, filters), rows)
-    if gathers(len(prompts)):
+    return as_samples(by_device(write, (params, filters), rows), config, stop_ids, len(prompts))
+
+
+def as_samples(
+    written: dict[str, jax.Array], config: ModelConfig, stop_ids: tuple[int, ...], num_prompts: int
+) -> Samples:
+    """What devices have written for so many prompts, fields `[B, N]` of Samples, and the others.
+
+    It is made whole on every device, for each process to read it; but not where all is in one
+    process and they draw apart: none then waits for another.
+    """
+    if jax.process_count() > 1 or not rows_apart(num_prompts):
         written = {name: constrain(values, None, None) for name, values in written.items()}
-        ended = constrain(ended, None)
+    tokens = written["tokens"]
+    ended = ends_at(tokens, stop_ids).any(axis=1)
     return Samples(
         **written,
-        mask=completion_mask(written["tokens"], stop_ids),
-        tags=id_to_tag(config, written["tokens"][:, 0]),
+        mask=completion_mask(tokens, stop_ids),
+        tags=id_to_tag(config, tokens[:, 0]),
         stop_reason=jnp.where(ended, STOP_EOS, STOP_LENGTH),
     )
-
-
-def gathers(num_prompts: int) -> bool:
-    """Whether what devices have drawn is made whole on every one, for each process to read it.
-
-    Not where all is in one process and they draw apart: none then waits for another.
-    """
-    return jax.process_count() > 1 or not rows_apart(num_prompts)
 
 
 def _write(
@@ -173,8 +176,8 @@ def _write(
     pad_id: int,
     early_exit: bool,
     with_gaps: bool,
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The fields `[B, N]` of Samples that the loop fills, and which rows `[B]` have ended.
+) -> dict[str, jax.Array]:
+    """The fields `[B, N]` of Samples that the loop fills.
 
     Args:
       policy: parameters and filters.
@@ -247,8 +250,7 @@ def _write(
         slots = end + (prompt_length if prefix is None else 0)
         carry = t, logits, grow_cache(cache, slots), *rest
         carry = jax.lax.while_loop(partial(unfinished, end), step, carry)
-    *_, done, _, written = carry
-    return written, done
+    return carry[-1]
 
 
 def prefill(

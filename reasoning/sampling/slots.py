@@ -18,20 +18,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from reasoning.models.axes import by_device, constrain, rows_apart
+from reasoning.models.axes import by_device, rows_apart
 from reasoning.models.cache import KVCache, init_cache
 from reasoning.models.config import ModelConfig
-from reasoning.models.strategies import id_to_tag
 from reasoning.models.transformer import Transformer, params_for_sampling
 from reasoning.sampling.draws import draw_tokens, ends_at, open_and_score
 from reasoning.sampling.filters import Filters
 from reasoning.sampling.sampler import (
-    STOP_EOS,
-    STOP_LENGTH,
     Samples,
+    as_samples,
     check_lengths,
-    completion_mask,
-    gathers,
     prefill,
     sample,
 )
@@ -137,17 +133,7 @@ def sample_in_slots(
         num_slots=num_slots,
     )
     rows = prompts, prompt_mask, tags, keys
-    tokens, log_probs = by_device(write, (params, filters), rows)
-    if gathers(len(prompts)):
-        tokens, log_probs = constrain(tokens, None, None), constrain(log_probs, None, None)
-    ended = ends_at(tokens, stop_ids).any(axis=1)
-    return Samples(
-        tokens=tokens,
-        mask=completion_mask(tokens, stop_ids),
-        log_probs=log_probs,
-        tags=id_to_tag(config, tokens[:, 0]),
-        stop_reason=jnp.where(ended, STOP_EOS, STOP_LENGTH),
-    )
+    return as_samples(by_device(write, (params, filters), rows), config, stop_ids, len(prompts))
 
 
 def _write(
@@ -159,8 +145,8 @@ def _write(
     stop_ids: tuple[int, ...],
     pad_id: int,
     num_slots: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Tokens and log-probs `[B, N]` of the completions.
+) -> dict[str, jax.Array]:
+    """`tokens` and `log_probs` `[B, N]` of the completions.
 
     Args:
       policy: parameters and filters.
@@ -232,7 +218,7 @@ def _write(
         log_probs=written,
     )
     rows = jax.lax.while_loop(unfinished, step, rows)
-    return rows.tokens, rows.log_probs
+    return {"tokens": rows.tokens, "log_probs": rows.log_probs}
 
 
 def _put_prompts(
